@@ -1,0 +1,62 @@
+"""A program to run as a child process, and the files it needs to find."""
+
+import json
+import os
+import secrets
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is needed to start a child process."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    """Set on top of this process's own."""
+    user: str | None = None
+    """The account to run as; None for this process's own."""
+    log: Path | None = None
+    """Where its output goes; None for this process's own."""
+    stop_signal: int = 15
+
+
+def free_port(wanted: int | None = None) -> int:
+    """Return `wanted` if it is free on loopback, else any port that is."""
+    for port in (wanted, 0) if wanted else (0,):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ConfigurationError("no free port on 127.0.0.1")
+
+
+def remembered_port(data: Path, name: str, preferred: int | None = None) -> int:
+    """Return the port that `name` had the last time, so that bookmarks and clients keep working, unless it is taken."""
+    path = data / "ports.json"
+    ports: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    ports[name] = free_port(ports.get(name) or preferred)
+    path.write_text(json.dumps(ports))
+    return ports[name]
+
+
+def remembered_secret(data: Path, name: str) -> str:
+    """Return the password `name`, made from 256 random bits when it is first asked for; only the owner can read the file."""
+    path = data / f"{name}.secret"
+    if not path.exists():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(32))
+    return path.read_text()
+
+
+def beside_python(name: str) -> Path:
+    """Return where the scripts of this Python environment are installed."""
+    return Path(sys.executable).parent / name

@@ -1,0 +1,39 @@
+"""Every error that Refresher raises itself.
+
+RefresherError
+├── ConfigurationError   a setting, a flag or a file is wrong: says which and what to do
+├── Unavailable          a server that is needed does not answer: says which and where
+├── ConsumerGone         the JetStream consumer this process lives from was deleted: exit and be restarted
+└── ProbeError           the link, not the code, is at fault: recorded as a failed result
+"""
+
+
+class RefresherError(Exception):
+    """The base of all; its text is a sentence that a person can act on."""
+
+
+class ConfigurationError(RefresherError):
+    """A setting, a flag or a file is wrong."""
+
+
+class Unavailable(RefresherError):
+    """A server that is needed does not answer."""
+
+
+class ConsumerGone(RefresherError):
+    """The JetStream consumer or its stream no longer exists."""
+
+
+class ProbeError(RefresherError):
+    """A measurement could not be made, or what came out is not to be believed.
+
+    `kind` is one word for counting and alerting (`unreachable`, `timeout`, `bad_answer`, `refused`, `byte_limit`,
+    `misconfigured`, `crashed`); the message is the sentence for people; `log` is the end of what the engine said.
+    """
+
+    def __init__(self, kind: str, message: str, *, log: str = "", engine_version: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.log = log
+        self.engine_version = engine_version

@@ -1,0 +1,172 @@
+"""The facts that travel on the bus, as JSON that a person can read with the NATS command line.
+
+Events ignore fields they do not know (an older reader lives with a newer writer) and cannot be changed.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID, uuid5
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+RUNS = UUID("6f1e7a4c-4f0f-5f0e-9a53-0d9c5b6f6f52")
+"""The name space of scheduled runs: run_id = uuid5 of schedule, site and due instant."""
+
+
+def _storable(text: str) -> str:
+    """Refuse what Postgres cannot store in a text column."""
+    if "\x00" in text:
+        raise ValueError("contains a NUL character")
+    return text
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$")]
+"""A site, schedule, engine or line: lower case letters, digits, `-` and `_`, at most 63; safe as a subject token."""
+Text = Annotated[str, StringConstraints(max_length=1_000), AfterValidator(_storable)]
+Log = Annotated[str, StringConstraints(max_length=16_000), AfterValidator(_storable)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+Trigger = Literal["schedule", "catch_up", "manual"]
+
+
+class Event(BaseModel):
+    """The base of every event."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def to_json(self) -> bytes:
+        """Serialise without the fields that are not set."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+
+def run_id_of(schedule: str, site: str, due_at: AwareDatetime) -> UUID:
+    """Return the id of a scheduled run: the same from every scheduler replica, the key of all de-duplication."""
+    return uuid5(RUNS, f"{schedule}:{site}:{int(due_at.timestamp())}")
+
+
+class Tick(Event):
+    """A run is due. Scheduler (or API, for a manual run) to runner; one per schedule, site and instant."""
+
+    run_id: UUID
+    site: Name
+    schedule: Name | None = None
+    """None for a run that somebody asked for by hand without naming a schedule."""
+    trigger: Trigger
+    engine: Name
+    options: dict[str, Any] = {}
+    """For the engine, which validates them."""
+    due_at: AwareDatetime
+    """The instant on the schedule, not the instant of publishing."""
+    published_at: AwareDatetime
+    expires_at: AwareDatetime
+    """From here on it is too late: the run ends as `missed`."""
+
+
+class Progress(Event):
+    """How a run is getting on, a few times a second. Runner to whoever looks (core NATS, not stored)."""
+
+    run_id: UUID
+    site: Name
+    schedule: Name | None = None
+    engine: Name
+    at: AwareDatetime
+    phase: Text
+    """What is being done: `connecting`, `latency`, `download`, `upload`, or an engine's own word."""
+    fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    """How much of the phase is done."""
+    rate_bps: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """The rate of the moment in bit/s: for showing, not for keeping."""
+
+
+class Server(Event):
+    """The far end of a measurement."""
+
+    id: Text | None = None
+    name: Text | None = None
+    sponsor: Text | None = None
+    url: Text | None = None
+    host: Text | None = None
+    country: Text | None = None
+    country_code: Text | None = None
+    latitude: Annotated[float, Field(ge=-90, le=90)] | None = None
+    longitude: Annotated[float, Field(ge=-180, le=180)] | None = None
+    distance_m: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class Client(Event):
+    """The near end of a measurement, as the far end sees it."""
+
+    isp: Text | None = None
+    address: Text | None = None
+    country_code: Text | None = None
+    latitude: Annotated[float, Field(ge=-90, le=90)] | None = None
+    longitude: Annotated[float, Field(ge=-180, le=180)] | None = None
+
+
+class Measurement(Event):
+    """What an engine measured. A number is true or absent, never 0 or -1."""
+
+    download_bps: Positive | None = None
+    upload_bps: Positive | None = None
+    latency_s: Positive | None = None
+    """Idle round-trip time."""
+    jitter_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    packet_loss: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The share of packets lost, 0 to 1."""
+    download_bytes: Bytes | None = None
+    upload_bytes: Bytes | None = None
+    server: Server = Server()
+    client: Client = Client()
+    engine_version: Text | None = None
+    details: dict[str, Any] = {}
+    """What only this engine knows; stored as it is."""
+    log: Log = ""
+    """The end of what the engine said."""
+
+
+class Status(StrEnum):
+    """How an instant of a schedule ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    MISSED = "missed"
+
+
+class Failure(Event):
+    """Why there is no measurement."""
+
+    kind: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+    """One word for counting and alerting; see ProbeError, and `expired`, `no_engine`, `abandoned`."""
+    message: Annotated[str, StringConstraints(min_length=1, max_length=4_000), AfterValidator(_storable)]
+
+
+class Result(Event):
+    """A run has ended. Runner to recorder; exactly one per run: a measurement, or the failure that took its place."""
+
+    run_id: UUID
+    site: Name
+    schedule: Name | None = None
+    trigger: Trigger
+    engine: Name
+    due_at: AwareDatetime
+    status: Status
+    runner: Text | None = None
+    """The process that ran it."""
+    started_at: AwareDatetime | None = None
+    """None when it never started."""
+    finished_at: AwareDatetime
+    attempt: Annotated[int, Field(ge=1, le=1_000)] = 1
+    """How often the tick had been delivered."""
+    engine_version: Text | None = None
+    measurement: Measurement | None = None
+    failure: Failure | None = None
+    log: Log = ""
+
+    @model_validator(mode="after")
+    def _has_one_outcome(self) -> Self:
+        if (self.status is Status.SUCCEEDED) != (self.measurement is not None):
+            raise ValueError("a measurement belongs to status succeeded, and only there")
+        if (self.status is Status.SUCCEEDED) == (self.failure is not None):
+            raise ValueError("a failure belongs to every status but succeeded")
+        return self

@@ -1,0 +1,71 @@
+"""Apply the SQL files of `shared/migrations`, in order, each once, each in its own transaction."""
+
+import logging
+from hashlib import sha256
+from importlib.resources import files
+
+import asyncpg
+
+from shared.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+_LOCK = 0x5EF5E54E
+_LEDGER = """
+CREATE TABLE IF NOT EXISTS refresher_migrations (
+  name text PRIMARY KEY,
+  sha256 text NOT NULL,
+  applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+
+
+def available() -> list[tuple[str, str]]:
+    """Return name and SQL of every migration, in the order in which they apply."""
+    found = [entry for entry in files("shared").joinpath("migrations").iterdir() if entry.name.endswith(".sql")]
+    return [(entry.name.removesuffix(".sql"), entry.read_text()) for entry in sorted(found, key=lambda entry: entry.name)]
+
+
+async def migrate(connection: "asyncpg.Connection[asyncpg.Record]") -> list[str]:
+    """Bring the schema up to date and return the names of what was applied; several processes may call it at once.
+
+    Raises: ConfigurationError when an applied migration is not the one that this version ships, or is unknown to it.
+    """
+    applied: list[str] = []
+    await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+    try:
+        await connection.execute(_LEDGER)
+        done = {row["name"]: row["sha256"] for row in await connection.fetch("SELECT name, sha256 FROM refresher_migrations")}
+        ours = available()
+        _refuse_strangers(done, dict(ours))
+        for name, sql in ours:
+            if name in done:
+                continue
+            async with connection.transaction():
+                await connection.execute(sql)
+                await connection.execute("INSERT INTO refresher_migrations (name, sha256) VALUES ($1, $2)", name, _digest(sql))
+            log.info("migration applied", extra={"migration": name})
+            applied.append(name)
+    finally:
+        await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK)
+    return applied
+
+
+async def pending(connection: "asyncpg.Connection[asyncpg.Record]") -> list[str]:
+    """Return the names of the migrations that are yet to be applied."""
+    if not await connection.fetchval("SELECT to_regclass('refresher_migrations') IS NOT NULL"):
+        return [name for name, _ in available()]
+    done = {row["name"] for row in await connection.fetch("SELECT name FROM refresher_migrations")}
+    return [name for name, _ in available() if name not in done]
+
+
+def _refuse_strangers(done: dict[str, str], ours: dict[str, str]) -> None:
+    for name, digest in done.items():
+        if name not in ours:
+            raise ConfigurationError(f"the database has migration {name}, which this version does not know: run the newer version")
+        if _digest(ours[name]) != digest:
+            raise ConfigurationError(f"migration {name} was changed after it was applied: restore the file of the released version")
+
+
+def _digest(sql: str) -> str:
+    return sha256(sql.encode()).hexdigest()

@@ -1,0 +1,162 @@
+"""What every service has around its own work: health, metrics, background tasks that may not die unseen, and a watchdog."""
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import uvicorn
+from faststream.nats import NatsBroker
+from nats import micro
+from prometheus_client import CollectorRegistry, Gauge, Histogram, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from shared.connect import client_of
+
+log = logging.getLogger(__name__)
+
+STUCK_AFTER_S = 60.0
+"""An event loop that has not turned for this long will not turn again: end the process, the supervisor restarts it."""
+
+
+class Service:
+    """The frame of a service.
+
+    `check(name, probe)` adds something that must be up for readiness; `spawn(coroutine)` runs a loop for as long as the
+    service runs: should it end or fail, the service logs it and ends with exit code 1.
+    """
+
+    def __init__(self, name: str, broker: NatsBroker) -> None:
+        self.name = name
+        self.broker = broker
+        self.version = version("refresher")
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        Gauge("refresher_build_info", "The version that runs.", ["service", "version"], registry=self.registry).labels(
+            name, self.version
+        ).set(1)
+        self._lag = Histogram(
+            "refresher_loop_lag_seconds",
+            "How late the event loop was to wake.",
+            buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5),
+            registry=self.registry,
+        )
+        self._checks: dict[str, Callable[[], Awaitable[object]]] = {"nats": self._nats_is_up}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turned_at = time.monotonic()
+        self.failed = asyncio.Event()
+
+    def check(self, name: str, probe: Callable[[], Awaitable[object]]) -> None:
+        """Name something that readiness needs; `probe` raises while it is down."""
+        self._checks[name] = probe
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run `work` until the service stops."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Connect to NATS, answer `$SRV` requests and watch the loop; afterwards stop every task and drain."""
+        self.spawn(self._watch_loop(), "loop lag")
+        await self.broker.start()
+        try:
+            client, _ = client_of(self.broker)
+            endpoint = await micro.add_service(client, name=f"refresher-{self.name}", version=self.version, description=__doc__ or "")
+            yield
+            if client.is_connected:
+                await endpoint.stop()
+        finally:
+            for task in self._tasks:
+                task.remove_done_callback(self._ended)
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.broker.stop()
+
+    def routes(self) -> list[Route]:
+        """Return `/health/live`, `/health/ready` and `/metrics`."""
+        return [Route("/health/live", self._live), Route("/health/ready", self._ready), Route("/metrics", self._metrics)]
+
+    def app(self, lifespan: Callable[[], AbstractAsyncContextManager[None]]) -> Starlette:
+        """Build the ASGI application of a service that has no other routes."""
+        return Starlette(routes=self.routes(), lifespan=lambda _: lifespan())
+
+    async def down(self) -> dict[str, str]:
+        """Return what is down and why; empty when everything is up."""
+        reasons: dict[str, str] = {}
+        for name, probe in self._checks.items():
+            try:
+                await asyncio.wait_for(probe(), 3)
+            except Exception as error:  # noqa: BLE001 - whatever a probe raises is the answer
+                reasons[name] = str(error) or type(error).__name__
+        return reasons
+
+    async def _live(self, _: Request) -> Response:
+        return JSONResponse({"status": "up", "service": self.name, "version": self.version})
+
+    async def _ready(self, _: Request) -> Response:
+        reasons = await self.down()
+        return JSONResponse({"status": "down" if reasons else "up", "down": reasons}, status_code=503 if reasons else 200)
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _nats_is_up(self) -> None:
+        if not await self.broker.ping(timeout=2):
+            raise ConnectionError("not connected")
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        error = None if task.cancelled() else task.exception()
+        log.critical("background task ended", extra={"task": task.get_name()}, exc_info=error)
+        self.failed.set()
+
+    async def _watch_loop(self) -> None:
+        watchdog = threading.Thread(target=self._watchdog, name="watchdog", daemon=True)
+        watchdog.start()
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(1)
+            self._turned_at = time.monotonic()
+            self._lag.observe(max(0.0, self._turned_at - before - 1))
+
+    def _watchdog(self) -> None:
+        while True:
+            time.sleep(10)
+            if time.monotonic() - self._turned_at > STUCK_AFTER_S:
+                sys.stderr.write(f"refresher {self.name}: the event loop is stuck; exiting to be restarted\n")
+                os._exit(70)
+
+
+def serve(service: Service, app: Any, host: str, port: int) -> None:
+    """Run an ASGI application until SIGTERM or SIGINT; exit with 1 when a background task failed or the start did.
+
+    A second signal ends it at once.
+    """
+    config = uvicorn.Config(
+        app, host=host, port=port, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=10, server_header=False
+    )
+    server = uvicorn.Server(config)
+
+    async def run() -> None:
+        serving = asyncio.ensure_future(server.serve())
+        failing = asyncio.ensure_future(service.failed.wait())
+        await asyncio.wait({serving, failing}, return_when=asyncio.FIRST_COMPLETED)
+        failing.cancel()
+        server.should_exit = True
+        await serving
+
+    asyncio.run(run())
+    if service.failed.is_set() or not server.started:
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Tests: pure logic in `unit`, everything that talks in `integration`, against real servers that the tests start."""

@@ -1,0 +1,68 @@
+"""The pull loop against a real server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import nats
+import pytest
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
+from shared.errors import ConsumerGone
+from shared.provision import provision
+from shared.publish import publish_until_stored
+from shared.pull import Pull
+from tests.servers import Nats
+
+
+@pytest.fixture
+async def client(nats_server: Nats) -> AsyncIterator[Client]:
+    """Give a provisioned client."""
+    client = await nats.connect(nats_server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+    await provision(client.jetstream())
+    yield client
+    await client.close()
+
+
+async def _publish(js: JetStreamContext, *bodies: bytes) -> None:
+    for number, body in enumerate(bodies):
+        await publish_until_stored(js, "RESULTS", "refresher.result.home.test", body, f"{body!r}-{number}")
+
+
+async def test_messages_arrive_in_order_and_at_once(client: Client) -> None:
+    """A waiting pull gets a message without polling, and a backlog in one piece."""
+    js = client.jetstream()
+    async with Pull(client, js, "RESULTS", "recorder", batch=10) as pull:
+        waiting = asyncio.create_task(pull.next())
+        before = asyncio.get_running_loop().time()
+        await _publish(js, b"1")
+        assert [message.data for message in await waiting] == [b"1"]
+        assert asyncio.get_running_loop().time() - before < 1
+        await _publish(js, *(str(n).encode() for n in range(2, 30)))
+        got: list[int] = []
+        while len(got) < 28:
+            got += [int(message.data) for message in await asyncio.wait_for(pull.next(), 5)]
+        assert got == list(range(2, 30))
+
+
+async def test_a_restarted_server_goes_on(client: Client, nats_server: Nats) -> None:
+    """The server forgets an open request when it is killed; the pull makes it again."""
+    js = client.jetstream()
+    async with Pull(client, js, "RESULTS", "recorder", batch=10) as pull:
+        waiting = asyncio.create_task(pull.next())
+        await asyncio.sleep(0.1)
+        nats_server.kill()
+        nats_server.start()
+        await _publish(js, b"after")
+        assert [message.data for message in await asyncio.wait_for(waiting, 30)] == [b"after"]
+
+
+async def test_a_deleted_consumer_is_noticed(client: Client) -> None:
+    """A process whose consumer is gone must end and be restarted, not wait for ever."""
+    js = client.jetstream()
+    async with Pull(client, js, "RESULTS", "recorder", batch=10) as pull:
+        waiting = asyncio.create_task(pull.next())
+        await asyncio.sleep(0.1)
+        await js.delete_consumer("RESULTS", "recorder")
+        with pytest.raises(ConsumerGone, match="recorder"):
+            await asyncio.wait_for(waiting, 5)
