@@ -1,1 +1,5 @@
-"""x"""
+"""The API: reads results, keeps schedules, asks for runs, and shows events as they happen.
+
+Consumes: Postgres, the buckets of schedules and runners, and ticks, progress and results as they pass (core NATS).
+Publishes: schedules (bucket), manual ticks (stream TICKS).
+"""

@@ -1,1 +1,5 @@
-"""x"""
+"""The recorder: stores results in Postgres, each once.
+
+Consumes: results and the server's word on exhausted ticks (streams RESULTS and ADVISORIES, durable pull consumers).
+Publishes: messages that cannot be stored, with the reason (stream DEAD).
+"""
