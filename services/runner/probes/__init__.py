@@ -70,8 +70,9 @@ def load(name: str) -> Probe:
     try:
         measure = found[0].load()
         options = next(iter(inspect.signature(measure, eval_str=True).parameters.values())).annotation
-        if not issubclass(options, BaseModel):
-            raise TypeError(f"its first parameter is annotated {options!r}, not with a pydantic model")
+        is_model = issubclass(options, BaseModel)
     except (ImportError, AttributeError, NameError, TypeError, StopIteration) as error:
         raise ConfigurationError(f"{found[0].value} is not an engine: {error}") from error
+    if not is_model:
+        raise ConfigurationError(f"{found[0].value} is not an engine: its first parameter is no pydantic model but {options!r}")
     return Probe(name, measure, options)
