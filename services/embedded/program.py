@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import platformdirs
+
 from shared.errors import ConfigurationError
 
 
@@ -60,3 +62,15 @@ def remembered_secret(data: Path, name: str) -> str:
 def beside_python(name: str) -> Path:
     """Return where the scripts of this Python environment are installed."""
     return Path(sys.executable).parent / name
+
+
+def data_directory() -> Path:
+    """Return where the embedded system keeps its data: `REFRESHER_DATA_DIR`, else where this account's data belongs.
+
+    Root's is under /var/lib: PostgreSQL will not run as root, and other accounts may not enter root's home.
+    """
+    if told := os.environ.get("REFRESHER_DATA_DIR"):
+        return Path(told).expanduser().resolve()
+    if os.geteuid() == 0:
+        return Path("/var/lib/refresher")
+    return platformdirs.user_data_path("refresher", appauthor=False)
