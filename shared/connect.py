@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 import nats.errors
@@ -13,6 +13,9 @@ from nats.js import JetStreamContext
 from shared.errors import ConfigurationError, Unavailable
 
 log = logging.getLogger(__name__)
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+"""A connection to Postgres, from a pool or not."""
 
 
 def nats_options(url: str, name: str) -> dict[str, Any]:
@@ -45,13 +48,14 @@ def broker(url: str, name: str, *, on_reconnect: Callable[[], Awaitable[None]] |
             await on_reconnect()
 
     async def disconnected() -> None:
-        log.warning("nats disconnected")
+        if not (built.connection.is_closed or built.connection.is_draining):
+            log.warning("nats disconnected")
 
     async def failed(error: Exception) -> None:
         if not isinstance(error, ConnectionRefusedError):  # one line per outage is enough: "nats disconnected"
             log.warning("nats error", extra={"error": str(error) or type(error).__name__})
 
-    return NatsBroker(
+    built = NatsBroker(
         **nats_options(url, name),
         error_cb=failed,
         reconnected_cb=reconnected,
@@ -59,6 +63,7 @@ def broker(url: str, name: str, *, on_reconnect: Callable[[], Awaitable[None]] |
         logger=None,
         graceful_timeout=10,
     )
+    return built
 
 
 def client_of(started: NatsBroker) -> tuple[Client, JetStreamContext]:

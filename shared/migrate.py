@@ -4,8 +4,7 @@ import logging
 from hashlib import sha256
 from importlib.resources import files
 
-import asyncpg
-
+from shared.connect import Connection
 from shared.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ def available() -> list[tuple[str, str]]:
     return [(entry.name.removesuffix(".sql"), entry.read_text()) for entry in sorted(found, key=lambda entry: entry.name)]
 
 
-async def migrate(connection: "asyncpg.Connection[asyncpg.Record]") -> list[str]:
+async def migrate(connection: Connection) -> list[str]:
     """Bring the schema up to date and return the names of what was applied; several processes may call it at once.
 
     Raises: ConfigurationError when an applied migration is not the one that this version ships, or is unknown to it.
@@ -51,7 +50,7 @@ async def migrate(connection: "asyncpg.Connection[asyncpg.Record]") -> list[str]
     return applied
 
 
-async def pending(connection: "asyncpg.Connection[asyncpg.Record]") -> list[str]:
+async def pending(connection: Connection) -> list[str]:
     """Return the names of the migrations that are yet to be applied."""
     if not await connection.fetchval("SELECT to_regclass('refresher_migrations') IS NOT NULL"):
         return [name for name, _ in available()]

@@ -14,14 +14,16 @@ ALREADY_THERE = 10077
 """The server's code for a second message on a subject that may hold one."""
 
 
-async def publish(js: JetStreamContext, stream: str, subject: str, payload: bytes, message_id: str) -> bool:
+async def publish(
+    js: JetStreamContext, stream: str, subject: str, payload: bytes, message_id: str, headers: dict[str, str] | None = None
+) -> bool:
     """Publish once and return whether the message is new; False means that it was already there.
 
     A timeout does not say that the message was not stored: calling again with the same id is safe.
     Raises: nats.errors.Error when the server does not answer or refuses (APIError: stream full, no permission).
     """
     try:
-        acknowledgement = await js.publish(subject, payload, stream=stream, headers={"Nats-Msg-Id": message_id})
+        acknowledgement = await js.publish(subject, payload, stream=stream, headers={**(headers or {}), "Nats-Msg-Id": message_id})
     except APIError as error:
         if error.err_code == ALREADY_THERE:
             return False
@@ -29,12 +31,14 @@ async def publish(js: JetStreamContext, stream: str, subject: str, payload: byte
     return not acknowledgement.duplicate
 
 
-async def publish_until_stored(js: JetStreamContext, stream: str, subject: str, payload: bytes, message_id: str) -> bool:
+async def publish_until_stored(
+    js: JetStreamContext, stream: str, subject: str, payload: bytes, message_id: str, headers: dict[str, str] | None = None
+) -> bool:
     """Publish, trying again for as long as it takes, and return whether the message is new."""
     wait = 0.05
     while True:
         try:
-            return await publish(js, stream, subject, payload, message_id)
+            return await publish(js, stream, subject, payload, message_id, headers)
         except NATS_AWAY as error:
             log.warning("publish not acknowledged, trying again", extra={"subject": subject, "error": str(error) or type(error).__name__})
         await asyncio.sleep(wait)

@@ -1,0 +1,68 @@
+"""Ticks that were delivered as often as is allowed and that no runner finished: each becomes a failed result."""
+
+import logging
+from datetime import UTC, datetime
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
+from pydantic import BaseModel, ValidationError
+
+from services.recorder.metrics import Metrics
+from shared import subjects
+from shared.dead import bury
+from shared.events import Failure, Result, Status, Tick
+from shared.publish import publish_until_stored
+from shared.pull import Pull
+
+log = logging.getLogger(__name__)
+
+
+class Advisory(BaseModel):
+    """What the server says when it gives up on a message (NATS: `io.nats.jetstream.advisory.v1.max_deliver`)."""
+
+    stream: str
+    consumer: str
+    stream_seq: int
+    deliveries: int
+
+
+async def watch(client: Client, js: JetStreamContext, metrics: Metrics) -> None:
+    """Publish a failed result for every abandoned tick, for ever.
+
+    Raises: ConsumerGone when the consumer was deleted.
+    """
+    async with Pull(client, js, subjects.ADVISORIES, subjects.RECORDER, batch=100) as pull:
+        while True:
+            for message in await pull.next():
+                await settle(js, message, metrics)
+
+
+async def settle(js: JetStreamContext, message: Msg, metrics: Metrics) -> None:
+    """Turn one advisory into the failed result of the tick it speaks of."""
+    try:
+        advisory = Advisory.model_validate_json(message.data)
+        stored = await js.get_msg(advisory.stream, advisory.stream_seq)
+        tick = Tick.model_validate_json(stored.data or b"")
+    except NotFoundError:
+        log.warning("an abandoned tick is no longer in the stream", extra={"sequence": advisory.stream_seq})
+        await message.ack()
+        return
+    except ValidationError as error:
+        await bury(js, message, f"not an advisory about a tick: {error.errors()[0]['msg']}")
+        return
+    failure = Failure(
+        kind="abandoned",
+        message=f"it was delivered {advisory.deliveries} times and no runner of site {tick.site} finished it: look at their logs",
+    )
+    result = Result(
+        **tick.model_dump(include={"run_id", "site", "schedule", "trigger", "engine", "due_at"}),
+        status=Status.FAILED,
+        finished_at=datetime.now(UTC),
+        attempt=advisory.deliveries,
+        failure=failure,
+    )
+    await publish_until_stored(js, subjects.RESULTS, subjects.result(tick.site, tick.schedule), result.to_json(), str(tick.run_id))
+    metrics.abandoned.inc()
+    await message.ack()

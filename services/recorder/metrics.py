@@ -1,0 +1,42 @@
+"""The recorder's metrics."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class Metrics:
+    """What Prometheus sees of a recorder."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.results = Counter(
+            "refresher_results_total",
+            "Results taken from the stream, by outcome (stored, duplicate, dead).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.batch = Histogram(
+            "refresher_recorder_batch_size",
+            "Results per transaction.",
+            buckets=(1, 2, 5, 10, 50, 100, 500, 1_000, 10_000),
+            registry=registry,
+        )
+        self.commit = Histogram(
+            "refresher_recorder_commit_seconds",
+            "From the start of a transaction to its commit.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
+            registry=registry,
+        )
+        self.redeliveries = Counter("refresher_results_redelivered_total", "Results that had been delivered before.", registry=registry)
+        self.waiting = Gauge("refresher_recorder_postgres_away", "1 while the recorder waits for Postgres.", registry=registry)
+        self.pending = Gauge(
+            "refresher_consumer_pending", "Messages not yet delivered, by stream and consumer.", ["stream", "consumer"], registry=registry
+        )
+        self.unacknowledged = Gauge(
+            "refresher_consumer_unacknowledged",
+            "Messages delivered and not acknowledged, by stream and consumer.",
+            ["stream", "consumer"],
+            registry=registry,
+        )
+        self.stored = Gauge("refresher_stream_messages", "Messages in a stream.", ["stream"], registry=registry)
+        self.abandoned = Counter(
+            "refresher_ticks_abandoned_total", "Ticks that no runner finished, however often delivered.", registry=registry
+        )

@@ -1,0 +1,138 @@
+"""The recorder's loop: take results from the stream, store them, and acknowledge them after the commit."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+import asyncpg
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from pydantic import ValidationError
+
+from services.recorder import store
+from services.recorder.metrics import Metrics
+from shared import subjects
+from shared.connect import POSTGRES_AWAY
+from shared.dead import bury
+from shared.events import Result
+from shared.migrate import migrate
+from shared.pull import Pull
+
+log = logging.getLogger(__name__)
+
+OLDEST = datetime(2000, 1, 1, tzinfo=UTC)
+NEWEST = timedelta(days=1)
+"""A due instant outside of these is a broken clock, not a result; a month that nobody lives in gets no partition."""
+
+LONGEST_WAIT_S = 5.0
+
+Parsed = tuple[Msg, Result]
+T = TypeVar("T")
+
+
+class Recorder:
+    """Stores results, each once."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", metrics: Metrics, batch: int) -> None:
+        self._pool, self._metrics, self._batch = pool, metrics, batch
+
+    async def run(self, client: Client, js: JetStreamContext) -> None:
+        """Bring the schema up to date, then record for ever.
+
+        Raises: ConsumerGone when the consumer was deleted, ConfigurationError when the schema is not this version's.
+        """
+        await self._until_postgres_is_there(self._migrate)
+        async with Pull(client, js, subjects.RESULTS, subjects.RECORDER, batch=self._batch) as pull:
+            while True:
+                await self.record(js, await pull.next())
+
+    async def record(self, js: JetStreamContext, messages: list[Msg]) -> None:
+        """Store the results in these messages and acknowledge them; those that can never be stored are put aside, alone."""
+        parsed: list[Parsed] = []
+        for message in messages:
+            self._metrics.redeliveries.inc((message.metadata.num_delivered or 1) > 1)
+            try:
+                parsed.append((message, _parse(message.data)))
+            except ValueError as error:
+                await self._bury(js, message, _reason(error))
+        if parsed:
+            await self._store(js, parsed)
+
+    async def _store(self, js: JetStreamContext, parsed: list[Parsed]) -> None:
+        """Store what can be stored: where a batch is refused, its halves are tried, down to the one that is at fault."""
+        results = [result for _, result in parsed]
+        try:
+            new = await self._until_postgres_is_there(lambda: self._insert(results))
+        except store.REFUSED as error:
+            if len(parsed) == 1:
+                return await self._bury(js, parsed[0][0], _reason(error))
+            middle = len(parsed) // 2
+            await self._store(js, parsed[:middle])
+            return await self._store(js, parsed[middle:])
+        self._metrics.batch.observe(len(parsed))
+        self._metrics.results.labels("stored").inc(new)
+        self._metrics.results.labels("duplicate").inc(len(parsed) - new)
+        for message, _ in parsed:
+            await message.ack()
+        if len(parsed) == 1:
+            log.info("result stored", extra={"run_id": results[0].run_id, "status": results[0].status, "new": bool(new)})
+        else:
+            log.info("results stored", extra={"results": len(parsed), "new": new})
+        return None
+
+    async def _insert(self, results: list[Result]) -> int:
+        started = time.monotonic()
+        async with self._pool.acquire() as connection:
+            await store.add_partitions(connection, {store.month_of(result) for result in results})
+            new = await store.insert(connection, results)
+        self._metrics.commit.observe(time.monotonic() - started)
+        return new
+
+    async def _migrate(self) -> None:
+        async with self._pool.acquire() as connection:
+            await migrate(connection)
+
+    async def _until_postgres_is_there(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do some work with Postgres, waiting and trying again while it is away or not ready.
+
+        Raises: one of store.REFUSED, which no waiting mends.
+        """
+        wait = 0.1
+        while True:
+            try:
+                done = await work()
+            except store.REFUSED:
+                raise
+            except (*POSTGRES_AWAY, asyncpg.PostgresError) as error:
+                self._metrics.waiting.set(1)
+                log.warning("waiting for postgres", extra={"error": str(error) or type(error).__name__, "again_in_s": wait})
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, LONGEST_WAIT_S)
+                continue
+            self._metrics.waiting.set(0)
+            return done
+
+    async def _bury(self, js: JetStreamContext, message: Msg, reason: str) -> None:
+        self._metrics.results.labels("dead").inc()
+        await bury(js, message, reason)
+
+
+def _parse(data: bytes) -> Result:
+    """Return the result in a message.
+
+    Raises: ValueError when it is none, or its due instant is absurd.
+    """
+    result = Result.model_validate_json(data)
+    if not OLDEST <= result.due_at <= datetime.now(UTC) + NEWEST:
+        raise ValueError(f"due_at {result.due_at.isoformat()} is before 2000 or in the future")
+    return result
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "not a result: " + "; ".join(f"{'.'.join(map(str, each['loc'])) or 'value'}: {each['msg']}" for each in error.errors()[:5])
+    return f"cannot be stored: {type(error).__name__}: {error}"

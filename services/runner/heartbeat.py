@@ -1,0 +1,67 @@
+"""Say that this runner is there, in the bucket of runners, every few seconds."""
+
+import asyncio
+import logging
+import socket
+from datetime import UTC, datetime
+from importlib.metadata import version
+from uuid import UUID
+
+from nats.js import JetStreamContext
+
+from services.runner import probes
+from shared import subjects
+from shared.connect import NATS_AWAY
+from shared.provision import HEARTBEAT_S
+from shared.runners import Runner
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """The sign of life of one runner."""
+
+    def __init__(self, runner_id: str, site: str) -> None:
+        self._id, self._site = runner_id, site
+        self._engines = tuple(probes.names())
+        self._started_at = datetime.now(UTC)
+        self._changed = asyncio.Event()
+        self._run_id: UUID | None = None
+
+    def busy_with(self, run_id: UUID | None) -> None:
+        """Say which run is being measured, or that none is."""
+        self._run_id = run_id
+        self._changed.set()
+
+    async def beat(self, js: JetStreamContext) -> None:
+        """Write to the bucket every few seconds, and at once when something changed, for ever; then take the entry out."""
+        bucket = await js.key_value(subjects.RUNNERS)
+        key = f"{self._site}.{self._id}"
+        try:
+            while True:
+                self._changed.clear()
+                try:
+                    await bucket.put(key, self._now().to_json())
+                except NATS_AWAY as error:
+                    log.warning("heartbeat not written", extra={"error": str(error) or type(error).__name__})
+                try:
+                    await asyncio.wait_for(self._changed.wait(), HEARTBEAT_S)
+                except TimeoutError:
+                    continue
+        finally:
+            try:
+                await bucket.purge(key)
+            except NATS_AWAY:
+                log.info("left without saying goodbye: the entry expires by itself")
+
+    def _now(self) -> Runner:
+        return Runner(
+            id=self._id,
+            site=self._site,
+            engines=self._engines,
+            version=version("refresher"),
+            host=socket.gethostname(),
+            started_at=self._started_at,
+            seen_at=datetime.now(UTC),
+            run_id=self._run_id,
+        )

@@ -1,0 +1,97 @@
+"""Follow the bucket of schedules: what is in it now, then every change as it happens."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from pydantic import ValidationError
+
+from shared import subjects
+from shared.connect import NATS_AWAY
+from shared.errors import ConsumerGone
+from shared.pull import Pull
+from shared.schedules import Schedule
+
+log = logging.getLogger(__name__)
+
+_STREAM = f"KV_{subjects.SCHEDULES}"
+_PREFIX = f"$KV.{subjects.SCHEDULES}."
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one schedule: a new value, or None when it was removed; `invalid` when the value is no schedule."""
+
+    name: str
+    schedule: Schedule | None
+    invalid: bool = False
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that is in the bucket: what is not named here is gone."""
+
+    changes: tuple[Change, ...]
+
+
+async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot | Change]:
+    """Yield a snapshot, then changes; after the server lost the consumer (a restart), a snapshot again.
+
+    nats-py's own watcher is not used: it stays silent for ever once the server has forgotten its consumer.
+    """
+    while True:
+        try:
+            consumer = await js.add_consumer(_STREAM, _consumer())
+            async with Pull(client, js, _STREAM, consumer.name, batch=1_000) as pull:
+                first: list[Change] = []
+                left = consumer.num_pending or 0
+                while left > 0:
+                    messages = await pull.next()
+                    first += [_change(message) for message in messages]
+                    left = messages[-1].metadata.num_pending
+                yield Snapshot(tuple(first))
+                while True:
+                    for message in await pull.next():
+                        yield _change(message)
+        except ConsumerGone:
+            log.info("reading the schedules anew")
+        except NATS_AWAY as error:
+            log.warning("the schedules cannot be read, trying again", extra={"error": str(error) or type(error).__name__})
+            await asyncio.sleep(0.5)
+
+
+def _consumer() -> ConsumerConfig:
+    return ConsumerConfig(
+        name=f"scheduler-{secrets.token_hex(8)}",
+        filter_subject=f"{_PREFIX}>",
+        deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
+        ack_policy=AckPolicy.NONE,
+        inactive_threshold=60,
+        mem_storage=True,
+    )
+
+
+def _change(message: Msg) -> Change:
+    name = message.subject.removeprefix(_PREFIX)
+    if message.headers and ("KV-Operation" in message.headers or "Nats-Marker-Reason" in message.headers):
+        return Change(name, None)
+    try:
+        schedule = Schedule.model_validate_json(message.data)
+    except ValidationError as error:
+        log.warning("schedule is invalid and not run", extra={"schedule": name, "reasons": reasons(error)})
+        return Change(name, None, invalid=True)
+    if schedule.name != name:
+        log.warning("schedule is invalid and not run", extra={"schedule": name, "reasons": f"it calls itself {schedule.name}"})
+        return Change(name, None, invalid=True)
+    return Change(name, schedule)
+
+
+def reasons(error: ValidationError) -> str:
+    """Return what is wrong with a value, on one line."""
+    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'value'}: {each['msg']}" for each in error.errors()[:5])

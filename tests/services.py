@@ -1,0 +1,67 @@
+"""The four services as processes of their own, as they run in earnest."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from services.embedded.program import free_port
+from tests.servers import stop
+
+
+class ServiceProcess:
+    """A service that a test may kill and start again; its log is in `log`."""
+
+    def __init__(self, name: str, directory: Path, nats_url: str, database_url: str = "", **environment: str) -> None:
+        self.name = name
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = directory / f"{name}-{self.port}.log"
+        self._environment = {
+            **os.environ,
+            "REFRESHER_NATS_URL": nats_url,
+            "REFRESHER_DATABASE_URL": database_url,
+            f"REFRESHER_{name.upper()}_PORT": str(self.port),
+            "REFRESHER_LOG_FORMAT": "json",
+            **environment,
+        }
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it is ready."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", f"services.{self.name}"], env=self._environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def wait_until_ready(self, deadline_s: float = 20) -> "ServiceProcess":
+        """Wait for its readiness."""
+        end = time.monotonic() + deadline_s
+        while True:
+            try:
+                if httpx.get(f"{self.url}/health/ready", timeout=5).status_code == 200:
+                    return self
+            except httpx.TransportError:
+                pass
+            assert self.process.poll() is None, f"{self.name} ended:\n{self.log.read_text()}"
+            assert time.monotonic() < end, f"{self.name} is not ready:\n{self.log.read_text()}"
+            time.sleep(0.05)
+
+    def metric(self, sample: str) -> float:
+        """Return the value of a sample as it stands in `/metrics`, labels included; 0 when it is not there."""
+        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+            if line.startswith(sample + " "):
+                return float(line.rsplit(" ", 1)[1])
+        return 0
+
+    def kill(self) -> None:
+        """End it without any warning."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Ask it to stop and wait until it has."""
+        stop(self.process)
