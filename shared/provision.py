@@ -100,20 +100,22 @@ async def provision(js: JetStreamContext) -> None:
 
 
 async def provision_runner(js: JetStreamContext, site: str) -> None:
-    """Create or update the consumer that the runners of a site share.
+    """Create or update the consumer that the runners of a site share."""
+    await js.add_consumer(subjects.TICKS, runner_consumer(site))
+
+
+def runner_consumer(site: str) -> ConsumerConfig:
+    """Return what the consumer of a site's runners is like.
 
     It hands out one tick at a time, to one of them: they sit on the same line, and two tests at once would measure each other.
     """
-    await js.add_consumer(
-        subjects.TICKS,
-        ConsumerConfig(
-            durable_name=subjects.runner_consumer(site),
-            filter_subject=subjects.ticks_of(site),
-            ack_policy=AckPolicy.EXPLICIT,
-            max_deliver=MAX_DELIVERIES,
-            max_ack_pending=1,
-            backoff=list(REDELIVER_AFTER_S),
-        ),
+    return ConsumerConfig(
+        durable_name=subjects.runner_consumer(site),
+        filter_subject=subjects.ticks_of(site),
+        ack_policy=AckPolicy.EXPLICIT,
+        max_deliver=MAX_DELIVERIES,
+        max_ack_pending=1,
+        backoff=list(REDELIVER_AFTER_S),
     )
 
 
