@@ -1,0 +1,158 @@
+"""The HTTP API as the commands see it: JSON in and out, server-sent events, and every trouble as one sentence."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from services.cli import target
+from shared.errors import ConfigurationError, RefresherError, Unavailable
+
+if TYPE_CHECKING:
+    import httpx
+
+SILENCE_S = 45.0
+"""The API writes to a stream every 15 s at the least: after three times that it is gone."""
+
+
+class Problem(RefresherError):
+    """The API refused: its detail, and each field with the reason on a line of its own (RFC 9457)."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Event:
+    """One server-sent event; a keep-alive has the kind `""`."""
+
+    kind: str
+    data: Any = None
+
+
+class Api:
+    """A connection to the API; every method raises Unavailable when it does not answer and Problem when it refuses."""
+
+    def __init__(self, url: str) -> None:
+        import httpx
+
+        self.url = url
+        self._client = httpx.Client(trust_env=not is_local(url))
+
+    def get(self, path: str, **parameters: object) -> Any:
+        """Read."""
+        return self._call("GET", path, parameters)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Create or act."""
+        return self._call("POST", path, {}, body)
+
+    def delete(self, path: str) -> None:
+        """Remove."""
+        self._call("DELETE", path, {})
+
+    @contextmanager
+    def export(self, **parameters: object) -> "Iterator[Iterator[bytes]]":
+        """Open an export and give its bytes as they come."""
+        with self._stream("GET", "/results/export", parameters) as response:
+            yield response.iter_bytes()
+
+    @contextmanager
+    def events(self, method: str, path: str, body: Mapping[str, Any] | None = None, **parameters: object) -> Iterator[Iterator[Event]]:
+        """Open a stream of events and give them as they come; the end of the stream ends them."""
+        with self._stream(method, path, parameters, body) as response:
+            yield parse(response.iter_lines())
+
+    def _call(self, method: str, path: str, parameters: Mapping[str, object], body: Mapping[str, Any] | None = None) -> Any:
+        with self._stream(method, path, parameters, body) as response:
+            text = response.read()
+        return self._json(text) if text else None
+
+    @contextmanager
+    def _stream(
+        self, method: str, path: str, parameters: Mapping[str, object], body: Mapping[str, Any] | None = None
+    ) -> "Iterator[httpx.Response]":
+        import httpx
+
+        given = {name: str(value) for name, value in parameters.items() if value is not None}
+        timeout = httpx.Timeout(30, connect=5, read=SILENCE_S)
+        try:
+            with self._client.stream(method, f"{self.url}/api/v1{path}", params=given, json=body, timeout=timeout) as response:
+                if response.is_error:
+                    raise self._problem(response.status_code, response.read())
+                yield response
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise ConfigurationError(f"REFRESHER_API_URL is no http or https URL: {self.url!r} ({error}).") from None
+        except httpx.ConnectError as error:
+            raise Unavailable(
+                f"the API at {self.url} does not answer ({error}): start the system with `refresher up`, "
+                "or set REFRESHER_API_URL to where it runs."
+            ) from None
+        except httpx.HTTPError as error:
+            raise Unavailable(f"the API at {self.url} broke off: {str(error) or type(error).__name__}.") from None
+
+    def _problem(self, status: int, text: bytes) -> Problem:
+        document = self._json(text)
+        if not isinstance(document, dict) or "detail" not in document:
+            raise self._stranger()
+        lines = [str(document["detail"])]
+        lines += [f"{each.get('field')}: {each.get('reason')}" for each in document.get("errors") or []]
+        return Problem(status, "\n".join(lines))
+
+    def _json(self, text: bytes) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise self._stranger() from None
+
+    def _stranger(self) -> Unavailable:
+        return Unavailable(f"what answers at {self.url} is not Refresher's API: check REFRESHER_API_URL.")
+
+
+def connect() -> Api:
+    """Return the API of the system that the commands talk to."""
+    return Api(target.api_url())
+
+
+def is_local(url: str) -> bool:
+    """Return whether a URL leads to this machine: it is then not behind the proxy that the environment names."""
+    return urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
+
+
+def path(*parts: str) -> str:
+    """Return a path whose parts may hold anything."""
+    return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+def pages(api: Api, limit: int, parameters: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+    """Yield at most `limit` results, newest first."""
+    cursor = None
+    while limit > 0:
+        page = api.get("/results", **parameters, limit=min(limit, 1_000), cursor=cursor)
+        yield from page["items"]
+        limit -= len(page["items"])
+        cursor = page["next"]
+        if cursor is None:
+            return
+
+
+def parse(lines: Iterable[str]) -> Iterator[Event]:
+    """Yield the server-sent events in lines of text (WHATWG HTML, section 9.2); a comment is a keep-alive."""
+    kind, data = "message", list[str]()
+    for line in lines:
+        if line.startswith(":"):
+            yield Event("")
+        elif line:
+            field, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if field == "event":
+                kind = value
+            elif field == "data":
+                data.append(value)
+        else:
+            if data:
+                yield Event(kind, json.loads("\n".join(data)))
+            kind, data = "message", []

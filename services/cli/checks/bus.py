@@ -1,0 +1,118 @@
+"""The bus: NATS reachable, JetStream on, every stream, bucket and durable consumer there with the settings it needs."""
+
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import nats
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import NotFoundError
+
+from services.cli import target
+from services.cli.checks import Finding, without_password
+from shared import subjects
+from shared.connect import NATS_AWAY, unreachable
+from shared.errors import Unavailable
+from shared.provision import CONSUMERS, STREAMS
+
+RESTART = "restart any service: each creates what is missing and corrects what differs when it starts"
+NEARLY_FULL = 0.8
+
+
+@asynccontextmanager
+async def connection() -> AsyncIterator[Client]:
+    """Give a connection to NATS that does not try again.
+
+    Raises: Unavailable when it does not answer or refuses.
+    """
+    url = target.nats_url()
+
+    async def quiet(_: Exception) -> None:
+        """What went wrong is raised, too; nats-py would also log it."""
+
+    servers = [each.strip() for each in url.split(",")]
+    try:
+        client = await nats.connect(servers, name="refresher-doctor", allow_reconnect=False, connect_timeout=3, error_cb=quiet)
+    except (*NATS_AWAY, ValueError, AttributeError) as error:  # nats-py parses a URL that is none in several ways
+        if "Authorization" in str(error):
+            raise Unavailable(f"NATS at {without_password(url)} refuses the user and password in REFRESHER_NATS_URL") from None
+        raise unreachable("NATS", url, error) from None
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def check(client: Client) -> AsyncIterator[Finding]:
+    """Yield what is found about JetStream, streams, buckets and the consumers that do not depend on a site."""
+    js = client.jetstream(timeout=5)
+    try:
+        await js.account_info()
+    except NATS_AWAY as error:
+        raise Unavailable(f"JetStream is off on this NATS server or closed to this user ({error or type(error).__name__})") from None
+    yield Finding("jetstream", "ok", "is on")
+    for stream in STREAMS:
+        yield await _stream(js, stream)
+    for name, consumer in CONSUMERS:
+        yield await check_consumer(js, name, consumer)
+    yield await _dead_letters(js)
+
+
+async def check_consumer(js: JetStreamContext, stream: str, wanted: ConsumerConfig) -> Finding:
+    """Return what is found about a durable consumer."""
+    durable = str(wanted.durable_name)
+    name = f"consumer {durable} of {stream}"
+    try:
+        info = await js.consumer_info(stream, durable)
+    except NotFoundError:
+        return Finding(name, "failed", "is not there", RESTART)
+    if differing := _differing(wanted, info.config):
+        return Finding(name, "failed", differing, RESTART)
+    told = f"{info.num_pending or 0} pending, {info.num_ack_pending or 0} being worked on, {info.num_redelivered or 0} delivered again"
+    if info.num_redelivered:
+        return Finding(name, "warning", told, "see the log of the service that reads it: it could not finish, and tries again")
+    return Finding(name, "ok", told)
+
+
+async def _stream(js: JetStreamContext, config: StreamConfig) -> Finding:
+    bucket = str(config.name).removeprefix("KV_")
+    name = f"stream {config.name}" if bucket == config.name else f"bucket {bucket}"
+    try:
+        info = await js.stream_info(str(config.name))
+    except NotFoundError:
+        return Finding(name, "failed", "is not there", RESTART)
+    wanted = config.evolve(retention=RetentionPolicy.LIMITS, storage=config.storage or StorageType.FILE)
+    if differing := _differing(wanted, info.config):
+        return Finding(name, "failed", differing, RESTART)
+    share = info.state.bytes / (config.max_bytes or 1)
+    told = f"{info.state.messages:,} messages, {share:.0%} full"
+    if share > NEARLY_FULL:
+        return Finding(name, "warning", told, "see that what reads it keeps up; when it is full, nothing new is taken")
+    return Finding(name, "ok", told)
+
+
+async def _dead_letters(js: JetStreamContext) -> Finding:
+    try:
+        count = (await js.stream_info(subjects.DEAD)).state.messages
+    except NotFoundError:
+        return Finding("dead letters", "warning", "cannot be counted without their stream", RESTART)
+    if count:
+        return Finding("dead letters", "warning", f"{count:,} messages could not be used", f"read them: nats stream view {subjects.DEAD}")
+    return Finding("dead letters", "ok", "none")
+
+
+def _differing(wanted: StreamConfig | ConsumerConfig, found: Any) -> str:
+    """Return which settings are not as they should be; empty when all are. What is not set in `wanted` is the server's choice."""
+    differences = []
+    for field in dataclasses.fields(wanted):
+        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
+        if ours is not None and ours != theirs:
+            differences.append(f"{field.name} is {_plain(theirs)} instead of {_plain(ours)}")
+    return ", ".join(differences)
+
+
+def _plain(value: object) -> str:
+    return str(getattr(value, "value", value))

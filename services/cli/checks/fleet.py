@@ -1,0 +1,93 @@
+"""Who works: every service answers, every schedule is one, and each site that a schedule uses has a runner for its engine."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.errors import NoKeysError, NotFoundError
+from pydantic import BaseModel, ValidationError
+
+from services.cli.checks import Finding, bus
+from shared import provision, subjects
+from shared.runners import Runner
+from shared.schedules import Schedule
+
+SERVICES = ("scheduler", "runner", "recorder", "api")
+ANSWER_WITHIN_S = 0.5
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def check(client: Client) -> AsyncIterator[Finding]:
+    """Yield what is found about services, schedules and runners."""
+    running = await _answering(client)
+    for service in SERVICES:
+        yield _service(service, running.count(f"refresher-{service}"))
+    schedules, invalid = await _values(client, subjects.SCHEDULES, Schedule)
+    for name, why in invalid.items():
+        yield Finding(f"schedule {name}", "failed", f"is no schedule and is ignored: {why}", f"nats kv del {subjects.SCHEDULES} {name}")
+    if not schedules:
+        yield Finding("schedules", "warning", "nothing is scheduled", "refresher schedules add hourly --every 1h")
+    active = [schedule for schedule in schedules.values() if schedule.enabled]
+    if schedules:
+        yield Finding("schedules", "ok", f"{len(active)} active, {len(schedules) - len(active)} paused")
+    runners, _ = await _values(client, subjects.RUNNERS, Runner)
+    js = client.jetstream(timeout=5)
+    for site in sorted({site for schedule in active for site in schedule.sites}):
+        yield _site(site, [schedule for schedule in active if site in schedule.sites], list(runners.values()))
+        yield await bus.check_consumer(js, subjects.TICKS, provision.runner_consumer(site))
+
+
+async def _answering(client: Client) -> list[str]:
+    """Return the names of the services that answer a ping, one per instance (NATS ADR-32)."""
+    names: list[str] = []
+
+    async def answered(message: Msg) -> None:
+        names.append(str(json.loads(message.data)["name"]))
+
+    inbox = client.new_inbox()
+    subscription = await client.subscribe(inbox, cb=answered)
+    await client.publish("$SRV.PING", b"", reply=inbox)
+    await asyncio.sleep(ANSWER_WITHIN_S)  # nobody knows how many there are: those that answer in time count
+    await subscription.unsubscribe()
+    return names
+
+
+def _service(service: str, count: int) -> Finding:
+    if not count:
+        return Finding(f"service {service}", "failed", "none answers", f"start it: refresher run {service} (`refresher up` starts all)")
+    return Finding(f"service {service}", "ok", f"{count} running" if count > 1 else "running")
+
+
+def _site(site: str, schedules: list[Schedule], runners: list[Runner]) -> Finding:
+    here = [runner for runner in runners if runner.site == site]
+    name = f"site {site}"
+    if not here:
+        return Finding(name, "failed", "no runner is there", f"start one: REFRESHER_SITE={site} refresher run runner")
+    installed = {engine for runner in here for engine in runner.engines}
+    if missing := sorted({schedule.engine for schedule in schedules} - installed):
+        advice = "install them where the runner runs, or change the schedules"
+        return Finding(name, "failed", f"its runner lacks engines that schedules use: {', '.join(missing)}", advice)
+    return Finding(name, "ok", f"{len(here)} runner{'s' if len(here) > 1 else ''} there")
+
+
+async def _values(client: Client, bucket: str, model: type[Model]) -> tuple[dict[str, Model], dict[str, str]]:
+    """Return the values in a bucket by their keys, and the reasons of those that are none."""
+    found: dict[str, Model] = {}
+    invalid: dict[str, str] = {}
+    try:
+        store = await client.jetstream(timeout=5).key_value(bucket)
+        keys = await store.keys()
+    except (NoKeysError, NotFoundError):  # a missing bucket is reported with the streams
+        return found, invalid
+    for key in keys:
+        try:
+            found[key] = model.model_validate_json((await store.get(key)).value or b"")
+        except ValidationError as error:
+            invalid[key] = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'value'}: {each['msg']}" for each in error.errors())
+        except NotFoundError:  # removed meanwhile
+            continue
+    return found, invalid
