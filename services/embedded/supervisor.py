@@ -1,0 +1,184 @@
+"""`refresher up`: start everything, keep it running, stop it in order."""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import signal
+import sys
+import time
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from services.embedded import first_run
+from services.embedded.children import Child
+from services.embedded.program import Program, data_directory
+from services.embedded.system import System, assemble
+from shared.errors import ConfigurationError, RefresherError, Unavailable
+
+READY_WITHIN_S = 60.0
+
+
+def main(data_dir: Path | None = None, api_port: int | None = None) -> int:
+    """Run a whole system until SIGINT or SIGTERM and return the exit code."""
+    data = data_dir.expanduser().resolve() if data_dir else data_directory()
+    try:
+        with _alone(data):
+            return asyncio.run(_Supervisor(data, api_port).run())
+    except RefresherError as error:
+        sys.stderr.write(f"refresher: {error}\n")
+        return 1
+
+
+@contextlib.contextmanager
+def _alone(data: Path) -> Iterator[None]:
+    """Hold the data directory against a second copy.
+
+    Raises: ConfigurationError when there is one, or the directory cannot be used.
+    """
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (data / "lock").open("a")
+    except OSError as error:
+        raise ConfigurationError(f"cannot use {data}: {error.strerror}; set REFRESHER_DATA_DIR to a directory of yours") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(
+                f"another copy runs on {data}{_other(data)}: stop it first, or name another directory with --data-dir"
+            ) from None
+        yield
+
+
+def _other(data: Path) -> str:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        where = json.loads((data / "run.json").read_text())
+        return f" (process {where['pid']}, API at {where['api_url']})"
+    return ""
+
+
+def say(line: str) -> None:
+    """Tell the person at the terminal something."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+class _Supervisor:
+    def __init__(self, data: Path, api_port: int | None) -> None:
+        self._data, self._api_port = data, api_port
+        self._children: list[Child] = []
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._told_to_stop)
+        started = time.monotonic()
+        system = await asyncio.to_thread(assemble, self._data, self._api_port)
+        stopping = asyncio.create_task(self._stop.wait())
+        starting = asyncio.create_task(self._start(system))
+        telling: asyncio.Task[None] | None = None
+        try:
+            await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                system.write(self._data / "run.json")
+                telling = asyncio.create_task(self._tell(system, time.monotonic() - started))
+                await stopping
+            return 0
+        finally:
+            say("stopping")
+            for task in (starting, telling):
+                if task:
+                    task.cancel()
+            (self._data / "run.json").unlink(missing_ok=True)
+            for child in reversed(self._children):
+                await child.stop()
+            say("stopped")
+
+    async def _start(self, system: System) -> None:
+        for program in system.servers:
+            await self._launch(program)
+        for url in (system.nats_url, system.database_url):
+            await _until_listening(url)
+        for program in system.services:
+            await self._launch(program)
+        await asyncio.gather(*(_until_ready(name, system.url(name)) for name in system.ports))
+
+    async def _launch(self, program: Program) -> None:
+        child = Child(program, say)
+        self._children.append(child)
+        await child.start()
+
+    async def _tell(self, system: System, took_s: float) -> None:
+        """Say where everything is; the first time, set up a schedule and say what its first run brought."""
+        api = system.api_url
+        marker = self._data / "set-up"
+        run_id = None
+        try:
+            if not marker.exists():
+                run_id = await asyncio.to_thread(first_run.set_up, api)
+                marker.touch()
+            schedules = await asyncio.to_thread(first_run.scheduled, api)
+        except (urllib.error.URLError, OSError) as error:
+            say(f"refresher: the API at {api} does not answer as it should: {error}")
+            return
+        say(
+            f"\nRefresher runs (started in {took_s:.1f} s).\n"
+            f"  API        {api}  (documentation: {api}/docs)\n"
+            f"  data       {self._data}\n"
+            f"  scheduled  {f'{NEW_LINE}             '.join(schedules) or 'nothing'}\n"
+            '  look       refresher results --follow   ·   refresher doctor   ·   eval "$(refresher env)" for the NATS command line\n'
+            "  stop       Ctrl-C\n"
+        )
+        if run_id:
+            say(f"refresher: {await first_run.outcome(api, run_id)}")
+
+    def _told_to_stop(self) -> None:
+        if self._stop.is_set():  # the second signal: now, not in order
+            for child in self._children:
+                child.kill()
+        self._stop.set()
+
+
+NEW_LINE = "\n"
+
+
+async def _until_listening(url: str) -> None:
+    """Wait until a server takes connections.
+
+    Raises: Unavailable when it does not in time.
+    """
+    where = urlsplit(url.split(",", maxsplit=1)[0])
+    host, port = where.hostname or "127.0.0.1", where.port or {"nats": 4222}.get(where.scheme, 5432)
+    end = time.monotonic() + READY_WITHIN_S
+    while True:
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 5)
+        except (OSError, TimeoutError) as error:
+            if time.monotonic() > end:
+                raise Unavailable(f"nothing answers at {host}:{port}: {str(error) or 'timeout'}") from None
+            await asyncio.sleep(0.05)
+            continue
+        writer.close()
+        return
+
+
+async def _until_ready(name: str, url: str) -> None:
+    """Wait until a service says that it is ready.
+
+    Raises: Unavailable when it does not in time.
+    """
+    end = time.monotonic() + READY_WITHIN_S
+    while True:
+        try:
+            await asyncio.to_thread(first_run.request, f"{url}/health/ready")
+        except OSError as error:  # URLError is one of these
+            if time.monotonic() > end:
+                raise Unavailable(f"the {name} is not ready after {READY_WITHIN_S:.0f} s: {error}") from None
+            await asyncio.sleep(0.1)
+            continue
+        return
