@@ -40,7 +40,10 @@ class Api:
         import httpx
 
         self.url = url
-        self._client = httpx.Client(trust_env=not is_local(url))
+        try:
+            self._client = httpx.Client(trust_env=not is_local(url))
+        except ValueError as error:
+            raise self._no_url(error) from None
 
     def get(self, path: str, **parameters: object) -> Any:
         """Read."""
@@ -79,13 +82,16 @@ class Api:
 
         given = {name: str(value) for name, value in parameters.items() if value is not None}
         timeout = httpx.Timeout(30, connect=5, read=SILENCE_S)
+        # sent with every POST, body or not: the API refuses those that a form on some web page could send
+        headers = {"Content-Type": "application/json"} if method == "POST" else {}
+        address = f"{self.url}/api/v1{path}"
         try:
-            with self._client.stream(method, f"{self.url}/api/v1{path}", params=given, json=body, timeout=timeout) as response:
+            with self._client.stream(method, address, params=given, json=body, headers=headers, timeout=timeout) as response:
                 if response.is_error:
                     raise self._problem(response.status_code, response.read())
                 yield response
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise ConfigurationError(f"REFRESHER_API_URL is no http or https URL: {self.url!r} ({error}).") from None
+            raise self._no_url(error) from None
         except httpx.ConnectError as error:
             raise Unavailable(
                 f"the API at {self.url} does not answer ({error}): start the system with `refresher up`, "
@@ -94,13 +100,16 @@ class Api:
         except httpx.HTTPError as error:
             raise Unavailable(f"the API at {self.url} broke off: {str(error) or type(error).__name__}.") from None
 
+    def _no_url(self, error: Exception) -> ConfigurationError:
+        return ConfigurationError(f"REFRESHER_API_URL is no http or https URL: {self.url!r} ({error}).")
+
     def _problem(self, status: int, text: bytes) -> Problem:
         document = self._json(text)
         if not isinstance(document, dict) or "detail" not in document:
             raise self._stranger()
-        lines = [str(document["detail"])]
-        lines += [f"{each.get('field')}: {each.get('reason')}" for each in document.get("errors") or []]
-        return Problem(status, "\n".join(lines))
+        detail = str(document["detail"])
+        reasons = [f"{each.get('field')}: {each.get('reason')}" for each in document.get("errors") or []]
+        return Problem(status, "\n".join([detail, *(reason for reason in reasons if reason not in detail)]))
 
     def _json(self, text: bytes) -> Any:
         try:

@@ -77,8 +77,9 @@ def results(
         return
     found = api.pages(client, limit or USUAL_LIMIT, {**filters, **period})
     if follow_:
-        _write_header(json=json)
-        for result in follow(client, filters, since, list(found)):
+        recent = list(found)
+        _write([], json=json, header=True)
+        for result in follow(client, filters, since, recent):
             _write([result], json=json, header=False)
     else:
         _write(found, json=json, header=True)
@@ -89,11 +90,6 @@ def _refuse_contradictions(limit: int | None, until: datetime | None, *, followi
         raise typer.BadParameter("it writes everything in the period, once: leave --json, --follow and --limit away.", param_hint="'--csv'")
     if following and until:
         raise typer.BadParameter("it does not end: leave --until away.", param_hint="'--follow'")
-
-
-def _write_header(*, json: bool) -> None:
-    if not json:
-        output.table(COLUMNS, [])
 
 
 def _write(found: Iterable[dict[str, Any]], *, json: bool, header: bool) -> None:
