@@ -1,0 +1,55 @@
+"""Wire the API: the routes, the pool, the bus and the live feed."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import Depends, FastAPI
+
+from services.api import live, results, runs, schedules, summary, widget
+from services.api.bus import Bus
+from services.api.database import Database
+from services.api.documentation import DESCRIPTION, TAGS, add_health, complete
+from services.api.feed import Feed
+from services.api.guard import Guard
+from services.api.metrics import LastValues, Measured, add_metrics
+from services.api.parameters import known_parameters
+from services.api.parts import Parts
+from services.api.problems import install
+from services.api.settings import ApiSettings
+from shared.connect import broker, client_of
+from shared.provision import provision
+from shared.service import Service
+
+
+def build(settings: ApiSettings) -> tuple[Service, FastAPI]:
+    """Wire an API; nothing connects before it is served."""
+    service = Service("api", broker(settings.nats_url, "api"))
+    parts = Parts(Database(settings.database_url), Bus(service.broker, settings.nats_url), Feed())
+    parts.feed.follow(service.broker)
+    service.check("postgres", parts.database.answers)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with service.running(), parts.database.opened():
+            await provision(client_of(service.broker)[1])
+            yield
+
+    app = FastAPI(
+        title="Refresher",
+        version=service.version,
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        redoc_url=None,
+        lifespan=lifespan,
+        dependencies=[Depends(known_parameters)],
+    )
+    app.state.parts = parts
+    for module in (results, summary, schedules, runs, live, widget):
+        app.include_router(module.router)
+    add_health(app, service)
+    add_metrics(app, service, LastValues(parts.database))
+    install(app)
+    complete(app)
+    app.add_middleware(Guard, hosts=settings.api_hosts)
+    app.add_middleware(Measured, registry=service.registry, feed=parts.feed)
+    return service, app

@@ -1,0 +1,140 @@
+"""The live feed inside of this process: what passes on the bus, handed to every client that listens."""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from faststream.nats import NatsBroker, NatsMessage
+from pydantic import ValidationError
+
+from services.api.problems import RETRY_AFTER_S, ProblemError
+from shared import subjects
+from shared.events import Progress, Result, Tick
+
+log = logging.getLogger(__name__)
+
+CLIENTS = 100
+WAITING = 256
+"""How many events wait for a slow client; with more, the oldest are dropped and it is told how many."""
+
+_KINDS: dict[str, tuple[str, type[Tick] | type[Progress] | type[Result]]] = {
+    "tick": (subjects.ALL_TICKS, Tick),
+    "progress": (subjects.ALL_PROGRESS, Progress),
+    "result": (subjects.ALL_RESULTS, Result),
+}
+
+
+@dataclass(frozen=True)
+class Happened:
+    """Something that happened, as it goes to clients."""
+
+    kind: str
+    """`tick`, `progress` or `result`."""
+    site: str
+    run_id: UUID
+    data: bytes
+    """The event as JSON, on one line."""
+
+
+class Listener:
+    """What waits for one client."""
+
+    def __init__(self, site: str | None, run_id: UUID | None) -> None:
+        self._site, self._run_id = site, run_id
+        self._waiting: deque[Happened] = deque()
+        self._dropped = 0
+        self._wake = asyncio.Event()
+        self._closed = False
+
+    def offer(self, event: Happened) -> None:
+        """Add an event if it is of interest; never waits, drops the oldest when there are too many."""
+        if self._site not in {None, event.site} or self._run_id not in {None, event.run_id}:
+            return
+        if len(self._waiting) == WAITING:
+            self._waiting.popleft()
+            self._dropped += 1
+        self._waiting.append(event)
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the iteration of `take` once everything is taken."""
+        self._closed = True
+        self._wake.set()
+
+    async def take(self, within_s: float) -> tuple[int, list[Happened]] | None:
+        """Wait for events and return how many were dropped and those that are left.
+
+        Nothing (0, []) after `within_s` without one; None when the service stops.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), within_s)
+        taken = self._dropped, list(self._waiting)
+        if not self._waiting and self._closed:
+            return None
+        self._dropped = 0
+        self._waiting.clear()
+        if not self._closed:
+            self._wake.clear()
+        return taken
+
+
+class Feed:
+    """Hands every event to every listener."""
+
+    def __init__(self) -> None:
+        self._listeners: set[Listener] = set()
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Return the number of listeners."""
+        return len(self._listeners)
+
+    @contextlib.contextmanager
+    def listening(self, *, site: str | None = None, run_id: UUID | None = None) -> Iterator[Listener]:
+        """Listen to the events of a site, of a run, or to all.
+
+        Raises: ProblemError 503 when there are too many clients.
+        """
+        if len(self._listeners) >= CLIENTS:
+            detail = f"{CLIENTS} clients listen already, and that is all this API serves."
+            raise ProblemError(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+        listener = Listener(site, run_id)
+        self._listeners.add(listener)
+        if self._closed:
+            listener.close()
+        try:
+            yield listener
+        finally:
+            self._listeners.discard(listener)
+
+    def publish(self, event: Happened) -> None:
+        """Hand an event to all listeners."""
+        for listener in self._listeners:
+            listener.offer(event)
+
+    def close(self) -> None:
+        """End every stream: the service stops, and would otherwise wait for clients that never leave."""
+        self._closed = True
+        for listener in self._listeners:
+            listener.close()
+
+    def follow(self, broker: NatsBroker) -> None:
+        """Subscribe to ticks, progress and results as they pass (core NATS, nothing is acknowledged)."""
+        for kind, (subject, event) in _KINDS.items():
+            self._subscribe(broker, kind, subject, event)
+
+    def _subscribe(self, broker: NatsBroker, kind: str, subject: str, form: type[Tick] | type[Progress] | type[Result]) -> None:
+        # no_reply: what goes into a stream carries the publisher's inbox for the server's acknowledgement; an answer
+        # from here would be taken for it
+        @broker.subscriber(subject, no_reply=True)
+        async def passed(message: NatsMessage) -> None:
+            try:
+                event = form.model_validate_json(message.body)
+            except ValidationError as error:
+                log.debug("event not understood", extra={"subject": subject, "error": str(error)})
+                return
+            self.publish(Happened(kind, event.site, event.run_id, event.to_json()))

@@ -1,0 +1,211 @@
+"""All the SQL of the API. Postgres builds the JSON, once; here it is only passed on."""
+
+import struct
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from services.api.database import Connection, Database
+from services.api.parameters import EARLIEST, Origin
+from services.api.problems import refused
+
+
+def _moment(column: str) -> str:
+    """Return the SQL that writes a timestamp as RFC 3339 in UTC, always as wide."""
+    return f"""to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+
+
+_SERVER = ("id", "name", "sponsor", "url", "host", "country", "country_code", "latitude", "longitude", "distance_m")
+_CLIENT = ("isp", "address", "country_code", "latitude", "longitude")
+
+
+def _part(name: str, fields: tuple[str, ...]) -> str:
+    """Return the SQL of an object from columns with a common prefix; null when all of them are."""
+    columns = ", ".join(f"{name}_{field}" for field in fields)
+    pairs = ", ".join(f"'{field}', {name}_{field}" for field in fields)
+    return f"CASE WHEN num_nonnulls({columns}) > 0 THEN json_build_object({pairs}) END"
+
+
+_FIELDS = f"""
+  'run_id', run_id, 'site', site, 'schedule', schedule, 'trigger', trigger, 'engine', engine, 'engine_version', engine_version,
+  'status', status, 'runner', runner, 'attempt', attempt, 'due_at', {_moment("due_at")}, 'started_at', {_moment("started_at")},
+  'finished_at', {_moment("finished_at")}, 'recorded_at', {_moment("recorded_at")}, 'download_bps', download_bps,
+  'upload_bps', upload_bps, 'latency_s', latency_s, 'jitter_s', jitter_s, 'packet_loss', packet_loss,
+  'download_bytes', download_bytes, 'upload_bytes', upload_bytes, 'server', {_part("server", _SERVER)},
+  'client', {_part("client", _CLIENT)},
+  'failure', CASE WHEN failure_kind IS NOT NULL THEN json_build_object('kind', failure_kind, 'message', failure_message) END,
+  'details', details
+"""
+_RESULT = f"json_build_object({_FIELDS})::text"
+_FULL_RESULT = f"json_build_object({_FIELDS}, 'log', log)::text"
+
+FLAT = (
+    *("run_id", "site", "schedule", "trigger", "engine", "engine_version", "status", "runner", "attempt"),
+    *("due_at", "started_at", "finished_at", "recorded_at"),
+    *("download_bps", "upload_bps", "latency_s", "jitter_s", "packet_loss", "download_bytes", "upload_bytes"),
+    *(f"server_{name}" for name in _SERVER),
+    *(f"client_{name}" for name in _CLIENT),
+    *("failure_kind", "failure_message", "details"),
+)
+"""The columns of an export as CSV."""
+_FLAT = ", ".join(f"{_moment(column)} AS {column}" if column.endswith("_at") else column for column in FLAT)
+
+
+_FILTERS = {
+    "site": "site = {}",
+    "schedule": "schedule = {}",
+    "engine": "engine = {}",
+    "status": "status = {}",
+    "since": "due_at >= {}",
+    "until": "due_at < {}",
+}
+
+
+class _Where:
+    """The conditions of a query and their arguments; only those that are asked for, so that each query uses its index."""
+
+    def __init__(self, wanted: Origin) -> None:
+        self.arguments: list[Any] = []
+        self._conditions = ["true"]
+        for name, condition in _FILTERS.items():
+            if (value := getattr(wanted, name, None)) is not None:
+                self.add(condition, value)
+
+    def add(self, condition: str, *values: Any) -> None:
+        self._conditions.append(condition.format(*(f"${len(self.arguments) + n}" for n in range(1, len(values) + 1))))
+        self.arguments += values
+
+    def __str__(self) -> str:
+        return " AND ".join(self._conditions)
+
+
+async def page(database: Database, wanted: Origin, limit: int, cursor: str | None) -> bytes:
+    """Return a page as JSON, the newest first. Rows that arrive meanwhile move nothing: the cursor is a position, not a count.
+
+    Raises: ProblemError 422 for a cursor that is not one of ours, Unavailable.
+    """
+    where = _Where(wanted)
+    if cursor is not None:
+        due_at, run_id = _position(cursor)
+        where.add("(due_at, run_id) < ({}, {})", due_at, run_id)
+        where.add("due_at <= {}", due_at)  # says nothing new, but lets Postgres leave out later partitions
+    rows = await database.rows(
+        f"SELECT due_at, run_id, {_RESULT} AS body FROM results WHERE {where} ORDER BY due_at DESC, run_id DESC LIMIT {limit + 1}",  # noqa: S608 - conditions from this module, values as parameters
+        *where.arguments,
+    )
+    following = f'"{_cursor(rows[limit - 1])}"' if len(rows) > limit else "null"
+    return f'{{"items":[{",".join(row["body"] for row in rows[:limit])}],"next":{following}}}'.encode()
+
+
+async def newest(database: Database, wanted: Origin) -> bytes | None:
+    """Return the newest result that matches, in full, as JSON."""
+    where = _Where(wanted)
+    row = await database.row(
+        f"SELECT {_FULL_RESULT} FROM results WHERE {where} ORDER BY due_at DESC, run_id DESC LIMIT 1",  # noqa: S608 - as above
+        *where.arguments,
+    )
+    return row[0].encode() if row else None
+
+
+async def one(database: Database, run_id: UUID) -> bytes | None:
+    """Return the result of a run, in full, as JSON."""
+    row = await database.row(f"SELECT {_FULL_RESULT} FROM results WHERE run_id = $1", run_id)  # noqa: S608 - as above
+    return row[0].encode() if row else None
+
+
+async def newest_flat(database: Database, *columns: str) -> asyncpg.Record | None:
+    """Return columns of the newest result that succeeded or failed."""
+    return await database.row(
+        f"SELECT {', '.join(columns)} FROM results WHERE status IN ('succeeded', 'failed') ORDER BY due_at DESC, run_id DESC LIMIT 1"  # noqa: S608 - as above
+    )
+
+
+async def export(connection: Connection, wanted: Origin, *, flat: bool) -> AsyncIterator[asyncpg.Record]:
+    """Yield all results that match, the oldest first, through a cursor at the server: flat rows, or one JSON text each.
+
+    A client that reads nothing for a minute loses its place: its transaction would keep Postgres from cleaning up.
+    """
+    where = _Where(wanted)
+    async with connection.transaction(readonly=True):
+        await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
+        sql = f"SELECT {_FLAT if flat else _RESULT} FROM results WHERE {where} ORDER BY due_at, run_id"  # noqa: S608 - as above
+        async for row in connection.cursor(sql, *where.arguments, prefetch=500):
+            yield row
+
+
+_METRICS = ("download_bps", "upload_bps", "latency_s", "jitter_s", "packet_loss")
+_STATUSES = ("succeeded", "failed", "skipped", "missed")
+
+
+def _distribution(column: str) -> str:
+    return f"""CASE WHEN count({column}) > 0 THEN json_build_object(
+      'count', count({column}), 'mean', avg({column}), 'min', min({column}), 'max', max({column}),
+      'p50', percentile_cont(0.5) WITHIN GROUP (ORDER BY {column}), 'p95', percentile_cont(0.95) WITHIN GROUP (ORDER BY {column})) END"""
+
+
+_COUNTS = ", ".join(f"'{status}', count(*) FILTER (WHERE status = '{status}')" for status in _STATUSES)
+_NO_COUNTS = ", ".join(f"'{status}', 0" for status in _STATUSES)
+_DISTRIBUTIONS = ", ".join(f"'{column}', {_distribution(column)}" for column in _METRICS)
+_NO_DISTRIBUTIONS = ", ".join(f"'{column}', NULL" for column in _METRICS)
+
+
+async def summary(database: Database, wanted: Origin, edges: list[datetime]) -> bytes:
+    """Return a JSON array with one object per bucket; bucket n lies between edges n (inclusive) and n + 1 (exclusive)."""
+    where = _Where(wanted)
+    where.arguments += [edges[:-1], edges[1:]]
+    starts, ends = f"${len(where.arguments) - 1}::timestamptz[]", f"${len(where.arguments)}::timestamptz[]"
+    where.add("due_at >= {} AND due_at < {}", edges[0], edges[-1])
+    rows = await database.rows(
+        f"""
+        WITH found AS (
+          SELECT width_bucket(due_at, {starts}) AS number,
+            json_build_object({_COUNTS}) AS counts, json_build_object({_DISTRIBUTIONS}) AS metrics
+          FROM results WHERE {where} GROUP BY 1
+        )
+        SELECT json_agg(json_build_object(
+          'from', {_moment("since")}, 'to', {_moment("until")},
+          'counts', coalesce(counts, json_build_object({_NO_COUNTS})),
+          'metrics', coalesce(metrics, json_build_object({_NO_DISTRIBUTIONS}))
+        ) ORDER BY number)::text
+        FROM unnest({starts}, {ends}) WITH ORDINALITY AS bucket(since, until, number) LEFT JOIN found USING (number)
+        """,  # noqa: S608 - as above
+        *where.arguments,
+    )
+    return str(rows[0][0]).encode()
+
+
+LATEST_PER_LINE = """
+-- A loose index scan: one look into (site, engine, due_at DESC) per pair, however many millions of rows there are.
+WITH RECURSIVE pair AS (
+  (SELECT site, engine FROM results ORDER BY site, engine LIMIT 1)
+  UNION ALL
+  SELECT following.site, following.engine FROM pair CROSS JOIN LATERAL (
+    SELECT site, engine FROM results WHERE (site, engine) > (pair.site, pair.engine) ORDER BY site, engine LIMIT 1
+  ) AS following
+)
+SELECT pair.site, pair.engine, latest.*, extract(epoch FROM now() - latest.finished_at)::double precision AS age_s
+FROM pair CROSS JOIN LATERAL (
+  SELECT status, finished_at, download_bps, upload_bps, latency_s, jitter_s, server_id FROM results
+  WHERE site = pair.site AND engine = pair.engine AND status IN ('succeeded', 'failed')
+  ORDER BY due_at DESC, run_id DESC LIMIT 1
+) AS latest
+"""
+"""The newest result that succeeded or failed, per site and engine."""
+
+
+def _cursor(row: asyncpg.Record) -> str:
+    """Return the position of a row: microseconds since 1970 and the run id, unpadded."""
+    microseconds = (row["due_at"] - EARLIEST) // timedelta(microseconds=1)
+    return urlsafe_b64encode(struct.pack(">q16s", microseconds, row["run_id"].bytes)).decode()
+
+
+def _position(cursor: str) -> tuple[datetime, UUID]:
+    try:
+        microseconds, run_id = struct.unpack(">q16s", urlsafe_b64decode(cursor.encode("ascii")))
+        return EARLIEST + timedelta(microseconds=microseconds), UUID(bytes=run_id)
+    except (ValueError, struct.error, OverflowError):
+        raise refused("cursor", "not a cursor that this API gave") from None

@@ -1,0 +1,65 @@
+"""The API as a child process, for tests that need a real server."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from services.embedded.program import Program, free_port
+from tests.servers import start, stop
+
+
+class Api:
+    """A running `python -m services.api`."""
+
+    def __init__(self, url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+        self.url, self.process, self.log = url, process, log
+
+    def client(self, **options: object) -> httpx.AsyncClient:
+        """Return a client of it that goes around any proxy."""
+        return httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False, **options)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def api_server(nats_url: str, database_url: str, directory: Path, *, ready: bool = True, **environment: str) -> Iterator[Api]:
+    """Run the API against these servers until the end of the block.
+
+    Waits until it is ready, or with `ready=False` only until it answers.
+    """
+    port = free_port()
+    log = directory / "logs" / "api.log"
+    program = Program(
+        "api",
+        (sys.executable, "-m", "services.api"),
+        {
+            "REFRESHER_NATS_URL": nats_url,
+            "REFRESHER_DATABASE_URL": database_url,
+            "REFRESHER_API_PORT": str(port),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", ""),
+            **environment,
+        },
+        log=log,
+    )
+    api = Api(f"http://127.0.0.1:{port}", start(program), log)
+    try:
+        _wait(api, "/health/ready" if ready else "/health/live")
+        yield api
+    finally:
+        stop(api.process)
+
+
+def _wait(api: Api, path: str, deadline_s: float = 30) -> None:
+    end = time.monotonic() + deadline_s
+    while True:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{api.url}{path}", trust_env=False).status_code == 200:
+                return
+        assert api.process.poll() is None, f"the API ended: {api.log.read_text()[-3000:]}"
+        assert time.monotonic() < end, f"the API is not ready: {api.log.read_text()[-3000:]}"
+        time.sleep(0.05)
