@@ -1,0 +1,111 @@
+"""The account of the library's requests: what each carried, and why one did not do what it was made for."""
+
+import errno
+import socket
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.error import URLError
+
+TOLERATED_SHARE = 0.1
+"""So much of a direction's requests may go wrong before its rate is not believed."""
+UNREACHABLE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTDOWN, errno.ENETDOWN}
+
+
+class Failed(Exception):
+    """The run ends without a measurement; `kind` and message become those of the ProbeError."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a request did not do what it was made for."""
+
+    kind: str
+    text: str
+
+
+@dataclass
+class Transfer:
+    """One request and what became of it; one without a problem that is not complete was cut when its time was up."""
+
+    url: str
+    expected_bytes: int = 0
+    carried_bytes: int = 0
+    complete: bool = False
+    redirected_to: str | None = None
+    problem: Problem | None = None
+
+
+@dataclass
+class Audit:
+    """Every request since the start, the present phase's apart."""
+
+    phase: str = "connecting"
+    transfers: list[Transfer] = field(default_factory=list)
+    unacknowledged_bytes: int = 0
+    """Handed to the kernel in this phase, but never acknowledged by the far end when the request was given up."""
+    earlier_bytes: int = 0
+    length_s: float = 0
+    """How long the phase is to last; 0 when nobody knows."""
+    began_at: float = 0
+    """On the monotonic clock."""
+
+    def begin(self, phase: str, length_s: float = 0) -> None:
+        """Start a phase."""
+        self.earlier_bytes, self.began_at, self.length_s = self.total_bytes(), time.monotonic(), length_s
+        self.phase, self.transfers, self.unacknowledged_bytes = phase, [], 0
+
+    def total_bytes(self) -> int:
+        """Return the bytes of all phases, both directions together."""
+        return self.earlier_bytes + sum(transfer.carried_bytes for transfer in list(self.transfers))
+
+    def added(self, url: str, expected_bytes: int = 0) -> Transfer:
+        """Note a request that is about to be made."""
+        transfer = Transfer(url, expected_bytes)
+        self.transfers.append(transfer)
+        return transfer
+
+
+def problems_of(transfers: Sequence[Transfer]) -> list[Problem]:
+    """Return the problems among transfers, the most common one first."""
+    counted = Counter(transfer.problem for transfer in transfers if transfer.problem)
+    return [problem for problem, _ in counted.most_common()]
+
+
+def is_troubled(transfers: Sequence[Transfer]) -> bool:
+    """Tell whether more of the transfers went wrong than is tolerated."""
+    return sum(transfer.problem is not None for transfer in transfers) > TOLERATED_SHARE * len(transfers)
+
+
+def answered(status: int, location: str | None = None) -> Problem:
+    """Return the problem that an HTTP status is; `location` is where the request was sent on to, if it was."""
+    if location or 300 <= status < 400:
+        return Problem("redirected", f"redirected to {page(location or 'nowhere')} (HTTP {status})")
+    if status == 429:
+        return Problem("refused", "HTTP 429: rate limited, too many tests from this address")
+    if status in {401, 403, 407}:
+        return Problem("refused", f"HTTP {status}: the server refuses this client")
+    return Problem("bad_answer", f"HTTP {status}")
+
+
+def page(url: str) -> str:
+    """Return an address without the query, which differs from request to request."""
+    return url.partition("?")[0][:200]
+
+
+def unanswered(error: BaseException, timeout_s: float) -> Problem:
+    """Return the problem that an exception below HTTP is."""
+    cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, BaseException) else error
+    text = str(cause) or type(cause).__name__
+    if isinstance(cause, TimeoutError):
+        return Problem("timeout", f"nothing came or went for {timeout_s:g} s")
+    if isinstance(cause, socket.gaierror) or (isinstance(cause, OSError) and cause.errno in UNREACHABLE) or "Tunnel connection" in text:
+        return Problem("unreachable", text)
+    if isinstance(cause, ConnectionError):
+        return Problem("bad_answer", f"the connection was closed without an answer ({text})")
+    return Problem("bad_answer", f"the answer was not HTTP or broke off ({text})")

@@ -1,0 +1,62 @@
+"""What this process is allowed, and its way to speak."""
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+from typing import Any
+
+ADDRESS_SPACE_BYTES = 2**30
+"""The library's own need is about 300 MB; more is a server that feeds it without end."""
+STACK_BYTES = 256 * 1024
+"""Instead of 8 MB: the library starts a thread per request."""
+LONGEST_TEXT = 1_000
+LINES = 200
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+def confine(parent: int, seconds: float) -> None:
+    """Limit this process: in memory, in time, and in life to that of its parent.
+
+    The parent ends it on time; the alarm is for where a process cannot ask to die with its parent (macOS).
+    """
+    with contextlib.suppress(ValueError, OSError):  # macOS knows no such limit, and a lower one may be set already
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+    threading.stack_size(STACK_BYTES)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it could be asked for
+        sys.exit("the runner that ordered this test is gone")
+
+
+class Channel:
+    """Messages to the parent, one JSON line each; any thread may send."""
+
+    def __init__(self) -> None:
+        """Take stdout for the messages alone: what else writes there goes to stderr from now on."""
+        self._file = os.fdopen(os.dup(1), "wb")
+        os.dup2(2, 1)
+        self._lock = threading.Lock()
+        self._lines = 0
+
+    def send(self, kind: str, /, **content: Any) -> None:
+        """Send a message."""
+        line = json.dumps({"type": kind, **content}, allow_nan=False).encode()
+        with self._lock:
+            self._file.write(line + b"\n")
+            self._file.flush()
+
+    def log(self, text: str) -> None:
+        """Send a line for the log; after many, no more."""
+        self._lines += 1
+        if self._lines <= LINES:
+            self.send("log", text=text[:LONGEST_TEXT])
+
+    def fail(self, kind: str, message: str) -> None:
+        """Say that there will be no measurement."""
+        self.send("failure", kind=kind, message=message[:LONGEST_TEXT])

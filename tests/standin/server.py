@@ -1,0 +1,262 @@
+"""The stand-in itself: a thread per connection, one request per connection."""
+
+import contextlib
+import re
+import select
+import socket
+import threading
+import time
+from http import HTTPStatus
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from tests.standin.faults import FAULTS, ROUTES, STATUSES
+from tests.standin.pacer import Pacer
+from tests.standin.pages import IMAGE_BYTES, PORTAL, World
+
+PIECE = 8_192
+BUFFER = 65_536
+"""Small, so that what a client has sent and what the server has read differ by little."""
+
+
+class StandIn:
+    """A speedtest.net of one's own.
+
+    `faults` names a fault per route (or for `all`): an HTTP status, a name in FAULTS, or `refused`: the server stops listening
+    once the route before it has been served (for `upload`, like `download`, that is the latency). `fault_share` is the share of
+    requests on the route that meet with it.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        download_bps: float | None = None,
+        upload_bps: float | None = None,
+        faults: dict[str, str] | None = None,
+        fault_share: float = 1,
+        world: World | None = None,
+    ) -> None:
+        self.world = world or World()
+        self.faults = {route: fault for name, fault in (faults or {}).items() for route in (ROUTES if name == "all" else (name,))}
+        if unknown := {*self.faults} - {*ROUTES} | {*self.faults.values()} - {*FAULTS, *STATUSES, "refused"}:
+            raise ValueError(f"no such route or fault: {', '.join(sorted(unknown))}")
+        self.fault_share = fault_share
+        self.down, self.up = Pacer(download_bps), Pacer(upload_bps)
+        self.requests: list[tuple[str, str]] = []
+        """Every request's route and target, in order."""
+        self.stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._connections: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=128)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        self.port: int = self._listener.getsockname()[1]
+        self.host = f"127.0.0.1:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that aim a process's requests to speedtest.net at this server."""
+        return {"http_proxy": f"http://{self.host}", "https_proxy": f"http://{self.host}", "no_proxy": "127.0.0.1"}
+
+    def count(self, route: str) -> int:
+        """Return how many requests a route has had."""
+        return sum(each == route for each, _ in list(self.requests))
+
+    def __enter__(self) -> Self:
+        """Start to serve."""
+        if self.faults.get("config") == "refused":
+            self.refuse()
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop, and break every connection."""
+        self.stopping.set()
+        self.refuse()
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in list(self._threads):
+            thread.join(10)
+
+    def refuse(self) -> None:
+        """Stop listening: from now on connections are refused."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def meets_fault(self, route: str) -> str | None:
+        """Return the fault that this request on a route is to meet with."""
+        fault, share = self.faults.get(route), self.fault_share
+        number = self.count(route)
+        return fault if fault and int(number * share) > int((number - 1) * share) else None
+
+    def _start(self, target: object, *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
+        with self._lock:
+            self._threads = [each for each in self._threads if each.is_alive()]
+            self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._start(self._serve, connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._connections.add(connection)
+        try:
+            with connection, contextlib.suppress(OSError, ValueError):
+                connection.settimeout(60)
+                Exchange(self, connection).answer()
+        finally:
+            with self._lock:
+                self._connections.discard(connection)
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(self, standin: StandIn, connection: socket.socket) -> None:
+        """Read the request's head."""
+        self._standin, self._connection = standin, connection
+        self.host = standin.host
+        self.cut = 1.0
+        """The share of the body after which the connection is closed."""
+        head = b""
+        while b"\r\n\r\n" not in head:
+            piece = connection.recv(PIECE)
+            if not piece:
+                raise ConnectionError("closed before its request")
+            head += piece
+        head, _, self._body = head.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        self.method, self.target, _ = lines[0].split(" ", 2)
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        self.body_bytes = int(headers.get("content-length", 0))
+        self.route = _route(self.method, self.target)
+        standin.requests.append((self.route, self.target))
+
+    def answer(self) -> None:
+        """Answer as ordered."""
+        self._refuse_the_next()
+        fault = self._standin.meets_fault(self.route)
+        if fault is None:
+            self.serve()
+        elif fault in STATUSES:
+            self.drain()
+            self.head(int(fault), length=len(PORTAL) if fault != "204" else 0)
+            if fault != "204":
+                self.write(PORTAL)
+        elif fault != "refused":
+            FAULTS[fault](self)
+        self._finish()
+
+    def serve(self) -> None:
+        """Answer as speedtest.net would."""
+        if self.route == "config":
+            self._send(self._standin.world.configuration())
+        elif self.route == "servers":
+            self._send(self._standin.world.server_list(self.host))
+        elif self.route == "latency":
+            self._send(b"test=test\n")
+        elif self.route == "download":
+            self._image()
+        elif self.route == "upload":
+            self.drain()
+            self._send(b"size=%d" % self.body_bytes)
+        elif self.route == "portal":
+            self.portal()
+        else:  # CONNECT among them: there is no https here
+            self.head(502, length=0)
+
+    def portal(self) -> None:
+        """Answer with a page for people."""
+        self.head(200, length=len(PORTAL), headers={"Content-Type": "text/html"})
+        self.write(PORTAL)
+
+    def head(self, status: int, *, length: int | None = None, headers: dict[str, str] | None = None) -> None:
+        """Send the head of the answer."""
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Connection: close"]
+        if length is not None:
+            lines.append(f"Content-Length: {length}")
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        self.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; raises OSError when the client is gone."""
+        self._connection.sendall(data)
+
+    def drain(self) -> None:
+        """Read the request's body at the line's rate."""
+        rest = self.body_bytes - len(self._body)
+        while rest > 0:
+            piece = self._connection.recv(min(PIECE, rest))
+            if not piece:
+                raise ConnectionError("closed in the middle of its body")
+            self._standin.up.take(len(piece))
+            rest -= len(piece)
+
+    def open(self) -> bool:
+        """Tell whether the server is to go on."""
+        return not self._standin.stopping.is_set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the client has closed, the server stops, or the time is up; read nothing."""
+        end = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(self._connection, select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0))
+        while time.monotonic() < end and self.open():
+            if poll.poll(50):
+                return
+
+    def _send(self, body: bytes) -> None:
+        self.head(200, length=len(body), headers={"Content-Type": "text/plain"})
+        self.write(body[: int(len(body) * self.cut)])
+
+    def _image(self) -> None:
+        found = re.search(r"random(\d+)x", self.target)
+        length = IMAGE_BYTES[int(found[1])] if found else 0
+        self.head(200, length=length, headers={"Content-Type": "image/jpeg"})
+        rest, piece = int(length * self.cut), bytes(PIECE)
+        while rest > 0:
+            self._standin.down.take(min(PIECE, rest))
+            self.write(piece[: min(PIECE, rest)])
+            rest -= PIECE
+
+    def _refuse_the_next(self) -> None:
+        faults = self._standin.faults
+        next_route = {"config": "servers", "servers": "latency"}.get(self.route)
+        after_latency = self.route == "latency" and self._standin.count("latency") == 3 * len(self._standin.world.servers)
+        if faults.get(next_route or "") == "refused" or (after_latency and "refused" in {faults.get("download"), faults.get("upload")}):
+            self._standin.refuse()
+
+    def _finish(self) -> None:
+        """Close so that the client reads the answer to its end, even if it is still sending."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+            self._connection.settimeout(0.5)
+            while self._connection.recv(65_536):
+                pass
+
+
+def _route(method: str, target: str) -> str:
+    path = urlsplit(target).path
+    if method == "CONNECT":
+        return "connect"
+    for part, route in (
+        ("/speedtest-config.php", "config"),
+        ("/speedtest-servers", "servers"),
+        ("/latency.txt", "latency"),
+        ("/random", "download"),
+        ("/upload.php", "upload"),
+        ("/portal", "portal"),
+    ):
+        if part in path:
+            return route
+    return "unknown"
