@@ -101,7 +101,7 @@ class Runner:
 
 def _told(result: Result) -> dict[str, object]:
     if result.failure:
-        return {"kind": result.failure.kind, "message": result.failure.message}
+        return {"kind": result.failure.kind, "reason": result.failure.message}
     measured = result.measurement.model_dump(include={"download_bps", "upload_bps", "latency_s"}) if result.measurement else {}
     return {name: round(value, 6) for name, value in measured.items() if value is not None}
 

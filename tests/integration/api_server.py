@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
 
+from services.api.app import build
+from services.api.settings import ApiSettings
 from services.embedded.program import Program, free_port
 from tests.servers import start, stop
 
@@ -52,6 +54,16 @@ def api_server(nats_url: str, database_url: str, directory: Path, *, ready: bool
         yield api
     finally:
         stop(api.process)
+
+
+@contextlib.asynccontextmanager
+async def in_process(nats_url: str, database_url: str, **settings: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Run the API inside of this process and give a client of it: quick, but answers arrive whole, never as a stream."""
+    service, app = build(ApiSettings(nats_url=nats_url, database_url=database_url, **settings))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield client
+        assert not service.failed.is_set()
 
 
 def _wait(api: Api, path: str, deadline_s: float = 30) -> None:

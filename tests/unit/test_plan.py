@@ -1,0 +1,142 @@
+"""The scheduler's plan, with the clock in the test's hand."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.scheduler.plan import Plan, tick_of
+from shared.schedules import Interval, Schedule
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+def schedule(every_s: int = 60, **fields: Any) -> Schedule:
+    """Return an interval schedule that became active at noon."""
+    given = {"name": "s", "timing": Interval(every_s=every_s, phase_s=0), "active_since": NOON - timedelta(days=3)}
+    return Schedule(**{**given, **fields})
+
+
+def at(seconds: float) -> datetime:
+    """Return the time so many seconds after noon."""
+    return NOON + timedelta(seconds=seconds)
+
+
+def test_a_schedule_that_was_just_made_owes_nothing() -> None:
+    """Its first tick is the next instant, not one of the past."""
+    plan = Plan()
+    plan.put(schedule(active_since=at(1)), at(1))
+    assert plan.next_at() == at(60)
+    assert plan.take(at(59)) == []
+
+
+def test_the_latest_instant_of_a_downtime_is_due_at_once() -> None:
+    """One, not all; then the ordinary instants again."""
+    plan = Plan()
+    plan.put(schedule(), at(90))
+    (entry,) = plan.take(at(90))
+    assert (entry.due_at, entry.trigger) == (at(60), "catch_up")
+    plan.done(entry)
+    assert plan.next_at() == at(120)
+    (entry,) = plan.take(at(120))
+    assert (entry.due_at, entry.trigger) == (at(120), "schedule")
+
+
+def test_nothing_older_than_the_stream_remembers_is_caught_up() -> None:
+    """A weekly run of three days ago may be in the stream no more: publishing it again would repeat it."""
+    plan = Plan()
+    plan.put(
+        schedule(7 * 86_400, timing=Interval(every_s=7 * 86_400, phase_s=int((NOON - timedelta(days=2)).timestamp()) % (7 * 86_400))), NOON
+    )
+    assert plan.take(NOON) == []
+
+
+def test_a_machine_that_slept_takes_only_the_latest() -> None:
+    """Ten instants passed at once: one tick, marked as caught up."""
+    plan = Plan()
+    plan.put(schedule(active_since=at(1)), at(1))
+    (entry,) = plan.take(at(601))
+    assert (entry.due_at, entry.trigger) == (at(600), "catch_up")
+
+
+def test_an_entry_that_is_being_published_is_not_taken_again() -> None:
+    """While the bus is away nothing piles up; afterwards the latest instant goes out."""
+    plan = Plan()
+    plan.put(schedule(active_since=at(1)), at(1))
+    (entry,) = plan.take(at(60))
+    assert plan.take(at(500)) == []
+    plan.done(entry)
+    (entry,) = plan.take(at(500))
+    assert entry.due_at == at(480)
+
+
+def test_a_change_replaces_what_was_planned() -> None:
+    """Neither the old instants nor the entry in flight come back."""
+    plan = Plan()
+    plan.put(schedule(active_since=at(1)), at(1))
+    (old,) = plan.take(at(60))
+    plan.put(schedule(3_600, active_since=at(61)), at(61))
+    plan.done(old)
+    assert plan.take(at(120)) == []
+    assert plan.next_at() == at(3_600)
+    plan.remove("s")
+    assert plan.next_at() is None
+    assert plan.names() == set()
+
+
+def test_paused_is_not_planned() -> None:
+    """A paused schedule has no next instant."""
+    plan = Plan()
+    plan.put(schedule(enabled=False), NOON)
+    assert plan.next_at() is None
+
+
+def test_sites_named_twice_are_ticked_once() -> None:
+    """A list with a repetition is a typing error, not two runs."""
+    plan = Plan()
+    plan.put(schedule(sites=("home", "office", "home"), active_since=at(1)), at(1))
+    assert sorted(entry.site for entry in plan.take(at(60))) == ["home", "office"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 400), st.booleans()), max_size=30))
+def test_whatever_is_edited_each_instant_goes_out_at_most_once(steps: list[tuple[int, int, bool]]) -> None:
+    """Edits, pauses and time passing in any order: no (schedule, instant) is taken twice, and none that is not due."""
+    plan, now, published = Plan(), at(1), set()
+    for number, seconds, enabled in steps:
+        plan.put(schedule(30 + number, name=f"s{number}", enabled=enabled, active_since=now), now)
+        now += timedelta(seconds=seconds)
+        for entry in plan.take(now):
+            key = (entry.schedule.name, entry.due_at)
+            assert key not in published
+            assert entry.due_at <= now
+            published.add(key)
+            plan.done(entry)
+
+
+def test_a_tick_expires_at_the_next_instant_or_when_it_is_told_to() -> None:
+    """An hourly run that nobody can start for ten minutes is missed if the schedule says so, else at the next hour."""
+    for within, expires in ((600, at(600)), (86_400, at(3_600))):
+        plan = Plan()
+        plan.put(schedule(3_600, start_within_s=within, active_since=at(-1)), at(-1))
+        (entry,) = plan.take(at(0))
+        assert tick_of(entry, at(0.01)).expires_at - expires < timedelta(seconds=1)
+
+
+def test_a_caught_up_tick_has_time_to_be_run() -> None:
+    """It was due long ago; its time to be started counts from now."""
+    plan = Plan()
+    plan.put(schedule(3_600, start_within_s=60), at(1_800))
+    (entry,) = plan.take(at(1_800))
+    assert tick_of(entry, at(1_800)).expires_at == at(1_860)
+
+
+def test_replicas_make_the_same_run() -> None:
+    """Who publishes, and when, is not part of the id."""
+    ids = set()
+    for now in (at(60), at(60.5)):
+        plan = Plan()
+        plan.put(schedule(active_since=at(1)), at(1))
+        (entry,) = plan.take(now)
+        ids.add(tick_of(entry, now).run_id)
+    assert len(ids) == 1
