@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -56,6 +57,8 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._turned_at = time.monotonic()
         self.failed = asyncio.Event()
+        self.stopping = asyncio.Event()
+        """Set as soon as the service is told to stop; `running` ends only after the last connection."""
 
     def check(self, name: str, probe: Callable[[], Awaitable[object]]) -> None:
         """Name something that readiness needs; `probe` raises while it is down."""
@@ -139,6 +142,18 @@ class Service:
                 os._exit(70)
 
 
+class _Server(uvicorn.Server):
+    """Says that it stops before it waits for its connections: a live feed keeps one open for ever."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._service.stopping.set()
+        super().handle_exit(sig, frame)
+
+
 def serve(service: Service, app: Any, host: str, port: int) -> None:
     """Run an ASGI application until SIGTERM or SIGINT; exit with 1 when a background task failed or the start did.
 
@@ -147,13 +162,14 @@ def serve(service: Service, app: Any, host: str, port: int) -> None:
     config = uvicorn.Config(
         app, host=host, port=port, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=10, server_header=False
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, service)
 
     async def run() -> None:
         serving = asyncio.ensure_future(server.serve())
         failing = asyncio.ensure_future(service.failed.wait())
         await asyncio.wait({serving, failing}, return_when=asyncio.FIRST_COMPLETED)
         failing.cancel()
+        service.stopping.set()
         server.should_exit = True
         await serving
 

@@ -1,5 +1,6 @@
 """Wire the API: the routes, the pool, the bus and the live feed."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -32,7 +33,9 @@ def build(settings: ApiSettings) -> tuple[Service, FastAPI]:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with service.running(), parts.database.opened():
             await provision(client_of(service.broker)[1])
+            closing = asyncio.create_task(parts.feed.close_after(service.stopping))
             yield
+            closing.cancel()
 
     app = FastAPI(
         title="Refresher",

@@ -3,15 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
 
-from shared.connect import POSTGRES_AWAY, postgres, unreachable
+from shared.connect import POSTGRES_AWAY, Connection, postgres, unreachable
 from shared.errors import Unavailable
-
-Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
 CONNECTIONS = 8
 LONG_READS = 2
@@ -23,7 +20,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._pool: "asyncpg.Pool[asyncpg.Record] | None" = None
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._long_reads = asyncio.Semaphore(LONG_READS)
 
     @asynccontextmanager

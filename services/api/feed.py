@@ -116,8 +116,9 @@ class Feed:
         for listener in self._listeners:
             listener.offer(event)
 
-    def close(self) -> None:
-        """End every stream: the service stops, and would otherwise wait for clients that never leave."""
+    async def close_after(self, stopping: asyncio.Event) -> None:
+        """End every stream once the service stops: it would otherwise wait for clients that never leave."""
+        await stopping.wait()
         self._closed = True
         for listener in self._listeners:
             listener.close()

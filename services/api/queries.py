@@ -9,9 +9,10 @@ from uuid import UUID
 
 import asyncpg
 
-from services.api.database import Connection, Database
+from services.api.database import Database
 from services.api.parameters import EARLIEST, Origin
 from services.api.problems import refused
+from shared.connect import Connection
 
 
 def _moment(column: str) -> str:

@@ -1,12 +1,10 @@
 """Rows for the tests, as the recorder writes them."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import UUID, uuid4
 
-import asyncpg
-
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+from shared.connect import Connection
 
 
 def row(due_at: datetime, **columns: Any) -> dict[str, Any]:
