@@ -44,8 +44,22 @@ STREAMS = (
         max_bytes=1024 * MIB,
         duplicate_window=120,
     ),
-    StreamConfig(name=subjects.DEAD, subjects=[subjects.ALL_DEAD], discard=DiscardPolicy.OLD, max_age=30 * DAY_S, max_bytes=256 * MIB),
-    StreamConfig(name=subjects.ADVISORIES, subjects=[subjects.EXHAUSTED], discard=DiscardPolicy.OLD, max_age=7 * DAY_S, max_bytes=16 * MIB),
+    StreamConfig(
+        name=subjects.DEAD,
+        subjects=[subjects.ALL_DEAD],
+        discard=DiscardPolicy.OLD,
+        max_age=30 * DAY_S,
+        max_bytes=256 * MIB,
+        duplicate_window=120,
+    ),
+    StreamConfig(
+        name=subjects.ADVISORIES,
+        subjects=[subjects.EXHAUSTED],
+        discard=DiscardPolicy.OLD,
+        max_age=7 * DAY_S,
+        max_bytes=16 * MIB,
+        duplicate_window=120,
+    ),
     # The two buckets: a NATS key-value bucket is a stream with these settings.
     StreamConfig(
         name=f"KV_{subjects.SCHEDULES}",
