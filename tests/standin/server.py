@@ -4,6 +4,7 @@ import contextlib
 import re
 import select
 import socket
+import struct
 import threading
 import time
 from http import HTTPStatus
@@ -15,17 +16,20 @@ from tests.standin.faults import FAULTS, ROUTES, STATUSES
 from tests.standin.pacer import Pacer
 from tests.standin.pages import IMAGE_BYTES, PORTAL, World
 
-PIECE = 8_192
+PIECE = 4_096
 BUFFER = 65_536
 """Small, so that what a client has sent and what the server has read differ by little."""
+
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class StandIn:
     """A speedtest.net of one's own.
 
-    `faults` names a fault per route (or for `all`): an HTTP status, a name in FAULTS, or `refused`: the server stops listening
-    once the route before it has been served (for `upload`, like `download`, that is the latency). `fault_share` is the share of
-    requests on the route that meet with it.
+    `faults` names a fault per route (or for `all`): an HTTP status, a name in FAULTS, or `refused`: the server stops
+    listening at the first request for the route, which it resets. `fault_share` is the share of requests on the route that
+    meet with it.
     """
 
     def __init__(
@@ -50,8 +54,11 @@ class StandIn:
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=128)
+        self._listener = socket.socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        self._listener.bind(("127.0.0.1", port))
+        self._listener.listen(128)
         self.port: int = self._listener.getsockname()[1]
         self.host = f"127.0.0.1:{self.port}"
 
@@ -144,7 +151,6 @@ class Exchange:
 
     def answer(self) -> None:
         """Answer as ordered."""
-        self._refuse_the_next()
         fault = self._standin.meets_fault(self.route)
         if fault is None:
             self.serve()
@@ -153,7 +159,11 @@ class Exchange:
             self.head(int(fault), length=len(PORTAL) if fault != "204" else 0)
             if fault != "204":
                 self.write(PORTAL)
-        elif fault != "refused":
+        elif fault == "refused":
+            self._standin.refuse()
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            return
+        else:
             FAULTS[fault](self)
         self._finish()
 
@@ -194,9 +204,11 @@ class Exchange:
 
     def drain(self) -> None:
         """Read the request's body at the line's rate."""
+        self._standin.up.take(len(self._body))
         rest = self.body_bytes - len(self._body)
         while rest > 0:
-            piece = self._connection.recv(min(PIECE, rest))
+            # what a client that has gone left in the buffers would on a real line not have been under way any more
+            piece = b"" if self._gone(0) else self._connection.recv(min(PIECE, rest))
             if not piece:
                 raise ConnectionError("closed in the middle of its body")
             self._standin.up.take(len(piece))
@@ -209,11 +221,14 @@ class Exchange:
     def wait(self, seconds: float) -> None:
         """Wait until the client has closed, the server stops, or the time is up; read nothing."""
         end = time.monotonic() + seconds
+        while time.monotonic() < end and self.open() and not self._gone(50):
+            pass
+
+    def _gone(self, wait_ms: int) -> bool:
+        """Tell whether the client has closed or reset the connection."""
         poll = select.poll()
         poll.register(self._connection, select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0))
-        while time.monotonic() < end and self.open():
-            if poll.poll(50):
-                return
+        return bool(poll.poll(wait_ms))
 
     def _send(self, body: bytes) -> None:
         self.head(200, length=len(body), headers={"Content-Type": "text/plain"})
@@ -228,13 +243,6 @@ class Exchange:
             self._standin.down.take(min(PIECE, rest))
             self.write(piece[: min(PIECE, rest)])
             rest -= PIECE
-
-    def _refuse_the_next(self) -> None:
-        faults = self._standin.faults
-        next_route = {"config": "servers", "servers": "latency"}.get(self.route)
-        after_latency = self.route == "latency" and self._standin.count("latency") == 3 * len(self._standin.world.servers)
-        if faults.get(next_route or "") == "refused" or (after_latency and "refused" in {faults.get("download"), faults.get("upload")}):
-            self._standin.refuse()
 
     def _finish(self) -> None:
         """Close so that the client reads the answer to its end, even if it is still sending."""

@@ -12,27 +12,28 @@ from typing import Any
 
 from services.runner.speedtest_child.audit import Audit, Problem, Transfer, answered, unanswered
 
-LATENCY_TIMEOUT_S = 3.0
+MOST_LATENCY_S = 3.0
 """Instead of 10 s: three requests to each of five dead servers must leave time for a better answer than `timeout`."""
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-def watched(connection: Any, audit: Audit) -> Callable[..., Any]:
+def watched(connection: Any, audit: Audit, timeout_s: float) -> Callable[..., Any]:
     """Return what the library is to call instead of one of its two classes of connections.
 
     Only the connections of its latency requests, which do not go through its opener, are made without a timeout.
     """
-    transferring, latency = _transferring(connection, audit), _latency(connection, audit)
+    latency_s = min(MOST_LATENCY_S, timeout_s)
+    transferring, latency = _transferring(connection, audit), _latency(connection, audit, latency_s)
 
     def connect(host: str, **options: Any) -> Any:
         if "timeout" in options:
             return transferring(host, **options)
-        return latency(host, timeout=LATENCY_TIMEOUT_S, **options)
+        return latency(host, timeout=latency_s, **options)
 
     return connect
 
 
-def _latency(connection: Any, audit: Audit) -> Any:
+def _latency(connection: Any, audit: Audit, timeout_s: float) -> Any:
     class Latency(connection):  # type: ignore[misc]
         """A connection for one latency request."""
 
@@ -53,7 +54,7 @@ def _latency(connection: Any, audit: Audit) -> Any:
             try:
                 yield
             except (OSError, HTTPException, ValueError) as error:
-                self.transfer.problem = unanswered(error, LATENCY_TIMEOUT_S)
+                self.transfer.problem = unanswered(error, timeout_s)
                 raise OSError(self.transfer.problem.text) from error
 
     return Latency

@@ -30,10 +30,10 @@ class Document:
             body = _whole(response, timeout_s)
             if response.headers.get("Content-Encoding", "").strip().lower() == "gzip":
                 body = _decompressed(body)
-        self.code = response.status
+        self.code: int = response.status
+        self.body = body
         self._url = response.geturl()
-        self._body = BytesIO(body)
-        self.read = self._body.read
+        self.read = BytesIO(body).read
 
     def geturl(self) -> str:
         """Return where it came from in the end."""

@@ -24,6 +24,8 @@ IMAGE_BYTES = {
     4000: 31_625_365,
 }
 """How long random{N}x{N}.jpg is on every server."""
+MARKS = {"speedtest-config": b"<client", "speedtest-servers": b"<server"}
+"""What every configuration and every list contains."""
 IMAGE = re.compile(r"/random(\d+)x\d+\.jpg")
 
 
@@ -51,15 +53,20 @@ class Opener:
             response = self._exchange(request, transfer)
             self._must_stay(response, transfer)
             return Image(response, transfer, self._timeout_s)
-        transfer = self._audit.added(url)
+        return self._document(request, self._audit.added(url))
+
+    def _document(self, request: Any, transfer: Transfer) -> Document:
         response = self._exchange(request, transfer)
         try:
-            return Document(response, self._timeout_s)
+            document = Document(response, self._timeout_s)
+            transfer.problem = _not_ours(document, transfer)
         except Unusable as unusable:
             transfer.problem = Problem(unusable.kind, str(unusable))
         except (OSError, HTTPException) as error:
             transfer.problem = unanswered(error, self._timeout_s)
-        raise URLError(transfer.problem.text)
+        if transfer.problem:
+            raise URLError(transfer.problem.text)
+        return document
 
     def _upload(self, request: Any) -> "Receipt":
         transfer = self._audit.added(request.full_url, len(request.data))
@@ -100,6 +107,19 @@ class Opener:
             response.close()
             transfer.problem = Problem("redirected", f"redirected to {page(transfer.redirected_to)}")
             raise URLError(transfer.problem.text)
+
+
+def _not_ours(document: Document, transfer: Transfer) -> Problem | None:
+    """Return the problem of an answer that is not from speedtest.net, such as the page of a network that wants a login first."""
+    if document.code != 200:
+        return answered(document.code)
+    mark = next((mark for part, mark in MARKS.items() if part in transfer.url), b"")
+    if mark in document.body:
+        return None
+    beginning = f"beginning with {document.body[:60].decode(errors='replace')!r}"
+    if transfer.redirected_to:
+        return Problem("redirected", f"another page came, by a redirect to {page(transfer.redirected_to)}, {beginning}")
+    return Problem("bad_answer", f"another page came in its place, {beginning}")
 
 
 class Image:

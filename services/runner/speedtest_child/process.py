@@ -55,8 +55,13 @@ class Channel:
         """Send a line for the log; after many, no more."""
         self._lines += 1
         if self._lines <= LINES:
-            self.send("log", text=text[:LONGEST_TEXT])
+            self.send("log", text=_line(text))
 
     def fail(self, kind: str, message: str) -> None:
         """Say that there will be no measurement."""
-        self.send("failure", kind=kind, message=message[:LONGEST_TEXT])
+        self.send("failure", kind=kind, message=_line(message))
+
+
+def _line(text: str) -> str:
+    """Return a line of bounded length: what a server said may hold anything."""
+    return "".join(each if each.isprintable() else " " for each in text[:LONGEST_TEXT])

@@ -41,8 +41,8 @@ class Run:
         self._library, self._order, self._audit, self._channel = library, order, audit, channel
         build = library.build_opener
         library.build_opener = lambda *arguments: Opener(build(*arguments), audit, order.timeout_s)
-        library.SpeedtestHTTPConnection = watched(library.SpeedtestHTTPConnection, audit)
-        library.SpeedtestHTTPSConnection = watched(library.SpeedtestHTTPSConnection, audit)
+        for name in ("SpeedtestHTTPConnection", "SpeedtestHTTPSConnection"):
+            setattr(library, name, watched(getattr(library, name), audit, order.timeout_s))
 
     def measure(self) -> dict[str, Any]:
         """Return what the parent reads as an answer.
@@ -104,9 +104,8 @@ class Run:
         where = last.url.partition("?")[0][:200]
         if last.problem:
             return Failed(last.problem.kind, f"{where} cannot be used: {last.problem.text}")
-        moved = f" (redirected to {last.redirected_to[:200]})" if last.redirected_to else ""
-        text = str(error) or type(error).__name__
-        return Failed("bad_answer", f"{where}{moved} answered with something that is not of speedtest.net: {text[:300]}")
+        text = f"{type(error).__name__}: {str(error)[:300]}"
+        return Failed("bad_answer", f"{where} answered, but with values that make no sense: {text}")
 
     def _nothing_listed(self) -> Failed:
         order, last = self._order, self._audit.transfers[-1]
@@ -150,8 +149,9 @@ class Run:
             test.config["threads"]["upload"] = SMALL["threads"]
             self._begin("upload", test.config["length"]["upload"])
             test.upload()
+        if self._is_undecided():
+            raise self._unconfirmed(test)
         self._must_be_sound(test)
-        self._must_be_confirmed(test)
         rate, arrived = self._rate(test, test.results.upload, test.results.bytes_sent, self._audit.unacknowledged_bytes)
         return rate, first_bytes + arrived
 
@@ -170,12 +170,11 @@ class Run:
         if problems:
             self._channel.log(f"{said}: {'; '.join(problem.text for problem in problems[:5])}")
 
-    def _must_be_confirmed(self, test: Any) -> None:
-        transfers = self._audit.transfers
-        if not any(transfer.complete for transfer in transfers):
-            carried = sum(transfer.carried_bytes for transfer in transfers)
-            host = urlsplit(test.results.server["url"]).netloc
-            raise Failed("unconfirmed", f"{host} confirmed none of {len(transfers)} uploads ({carried} bytes were handed to the kernel)")
+    def _unconfirmed(self, test: Any) -> Failed:
+        transfers, host = self._audit.transfers, urlsplit(test.results.server["url"]).netloc
+        confirmed, carried = sum(transfer.complete for transfer in transfers), sum(transfer.carried_bytes for transfer in transfers)
+        why = next((problem.text for problem in problems_of(transfers)), "no other was complete when the time was up")
+        return Failed("unconfirmed", f"{host} confirmed {confirmed} of {len(transfers)} uploads of {carried} bytes together: {why}")
 
     def _rate(self, test: Any, rate_bps: float, carried: int, lost: int) -> tuple[float, int]:
         """Return the library's rate and bytes, less what it handed to the kernel and never arrived."""
