@@ -52,7 +52,9 @@ async def _all() -> "AsyncIterator[Finding]":
 
     try:
         async with bus.connection() as client:
-            yield Finding("nats", "ok", f"version {client.connected_server_version} at {without_password(target.nats_url())}")
+            version = client.connected_server_version
+            told = f"version {version.major}.{version.minor}.{version.patch} at {without_password(target.nats_url())}"
+            yield Finding("nats", "ok", told)
             for check in (bus.check, fleet.check):
                 async for finding in check(client):
                     yield finding

@@ -11,12 +11,12 @@ from shared.errors import Unavailable
 
 Result = dict[str, Any]
 
-LATEST = timedelta(days=1)
-"""A result is stored at most so long after it was due: the catch-up window and the time to start in."""
+LATEST = timedelta(days=2)
+"""A result is recorded at most so long after it was due: the catch-up window, and then the time to start in."""
 SETTLED = timedelta(minutes=1)
 """How long a row may be in the making, its time of recording already taken, while a later one is there to see."""
 PATIENCE_S = 2.0
-"""How long to ask for a row whose event has come; after that, again at every keep-alive."""
+"""How long to ask for a row whose event has come; after that, again with the next event."""
 
 
 def follow(api: Api, filters: Mapping[str, object], since: datetime | None, newest_first: list[Result]) -> Iterator[Result]:
@@ -30,8 +30,8 @@ def follow(api: Api, filters: Mapping[str, object], since: datetime | None, newe
     while True:
         try:
             with api.events("GET", "/events", site=filters.get("site")) as events:
-                is_first = is_away = False
                 yield from follower.missed()
+                is_first = is_away = False
                 for event in events:
                     yield from follower.react(event)
         except (Unavailable, Problem) as error:
@@ -67,13 +67,12 @@ class _Follower:
         self._last_recorded_at = max(self._last_recorded_at, _recorded_at(result))
 
     def react(self, event: Event) -> Iterator[Result]:
-        if event.kind == "lagged":
+        """Yield what is there to show after an event; a keep-alive is the time to look for rows that came late."""
+        if event.kind in {"lagged", ""}:
             yield from self.missed()
         elif event.kind == "result" and self._is_wanted(event.data):
             self._on_the_way[event.data["run_id"]] = None
-            yield from self._stored(PATIENCE_S)
-        elif event.kind == "":
-            yield from self._stored(0)
+            yield from self._stored()
 
     def missed(self) -> Iterator[Result]:
         """Yield what was stored since the last one shown: by another way than the events, which may have been missed."""
@@ -90,9 +89,9 @@ class _Follower:
             wanted is None or result.get(name) == wanted for name, wanted in self._filters.items()
         )
 
-    def _stored(self, patience_s: float) -> Iterator[Result]:
+    def _stored(self) -> Iterator[Result]:
         """Yield the rows on the way that have arrived: the event comes when a runner is done, the row a moment later."""
-        end = time.monotonic() + patience_s
+        end = time.monotonic() + PATIENCE_S
         while True:
             for run_id in list(self._on_the_way):
                 try:

@@ -78,7 +78,7 @@ def test_what_the_api_refuses_is_told_by_field(refresher: Refresher) -> None:
     refused = refresher("schedules", "add", "Bad Name", "--every", "0s", "--engine", "x y", code=1)
     for field in ("name", "timing.every_s", "engine"):
         assert f"{field}: " in refused.stderr
-    assert "there" in refresher("schedules", "show", "nothing", code=1).stderr
+    assert "There is no schedule 'nothing'" in refresher("schedules", "show", "nothing", code=1).stderr
     refresher("schedules", "add", "twice", "--every", "1h")
     assert "twice" in refresher("schedules", "add", "twice", "--every", "1h", code=1).stderr
     assert "zone" in refresher("schedules", "add", "where", "--cron", "0 3 * * *", "--zone", "Moon", code=1).stderr
@@ -162,7 +162,7 @@ def test_a_run_can_be_asked_for_without_waiting(refresher: Refresher) -> None:
     (asked,) = refresher.json("run-now", "--no-wait", "--engine", "noop", "--site", "office")
     assert (asked["site"], asked["engine"], asked["schedule"]) == ("office", "noop", None)
     assert refresher("run-now", "--no-wait", "--engine", "noop").stdout.startswith("run\t")
-    assert "there" in refresher("run-now", "bogus", code=1).stderr
+    assert "There is no schedule 'bogus'" in refresher("run-now", "bogus", code=1).stderr
 
 
 def test_waiting_for_nobody_says_so(refresher: Refresher) -> None:

@@ -3,21 +3,18 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 
-REFRESHER = Path(sys.executable).parent / "refresher"
+from tests.commands import REFRESHER, Refresher
+
 HEAVY = ("pydantic", "asyncpg", "faststream", "nats", "httpx", "fastapi", "uvicorn", "prometheus_client")
 
 
 def refresher(*arguments: str | bytes, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run the installed command where no system is."""
-    unset = {"REFRESHER_API_URL": "http://127.0.0.1:9", "REFRESHER_DATA_DIR": "/nonexistent"}
-    command: Sequence[str | bytes] = [str(REFRESHER), *arguments]
-    return subprocess.run(command, env={**os.environ, **unset, **environment}, capture_output=True, text=True, timeout=60, check=False)
+    return Refresher(**environment)(*arguments, code=None)
 
 
 def test_starting_imports_nothing_heavy() -> None:
@@ -95,7 +92,7 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(arguments: list[str | bytes],
         (["runners"], {"REFRESHER_API_URL": "http://[::"}, "REFRESHER_API_URL is no http or https URL"),
         (["runners"], {"REFRESHER_API_URL": "ftp://127.0.0.1"}, "REFRESHER_API_URL is no http or https URL"),
         (["runners"], {"http_proxy": "http://127.0.0.1:10"}, "the API at http://127.0.0.1:9 does not answer"),
-        (["env"], {"REFRESHER_API_URL": ""}, "no system is running here"),
+        (["env"], {"REFRESHER_API_URL": "", "REFRESHER_NATS_URL": "", "REFRESHER_DATABASE_URL": ""}, "no system is running here"),
         (["migrate"], {"REFRESHER_DATABASE_URL": "nonsense"}, "REFRESHER_DATABASE_URL is not a PostgreSQL URL"),
         (["migrate"], {"REFRESHER_DATABASE_URL": "postgresql://u:secret@127.0.0.1:9/x"}, "PostgreSQL at 127.0.0.1:9/x does not answer"),
         (["run", "scheduler"], {"REFRESHER_LOG_LEVEL": "loud"}, "the scheduler refuses its settings: REFRESHER_LOG_LEVEL: "),

@@ -29,17 +29,21 @@ async def connection() -> AsyncIterator[Client]:
     Raises: Unavailable when it does not answer or refuses.
     """
     url = target.nats_url()
+    causes: list[Exception] = []
 
-    async def quiet(_: Exception) -> None:
-        """What went wrong is raised, too; nats-py would also log it."""
+    async def remember(cause: Exception) -> None:
+        causes.append(cause)
 
     servers = [each.strip() for each in url.split(",")]
+    # one attempt in the end means two: with none at all nats-py would never give up
+    limits = {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0.1, "connect_timeout": 3}
     try:
-        client = await nats.connect(servers, name="refresher-doctor", allow_reconnect=False, connect_timeout=3, error_cb=quiet)
+        client = await nats.connect(servers, name="refresher-doctor", error_cb=remember, **limits)
     except (*NATS_AWAY, ValueError, AttributeError) as error:  # nats-py parses a URL that is none in several ways
-        if "Authorization" in str(error):
+        cause = causes[-1] if causes else error  # "no servers available" says less than why
+        if "Authorization" in str(cause):
             raise Unavailable(f"NATS at {without_password(url)} refuses the user and password in REFRESHER_NATS_URL") from None
-        raise unreachable("NATS", url, error) from None
+        raise unreachable("NATS", url, cause) from None
     try:
         yield client
     finally:
@@ -105,11 +109,12 @@ async def _dead_letters(js: JetStreamContext) -> Finding:
 
 
 def _differing(wanted: StreamConfig | ConsumerConfig, found: Any) -> str:
-    """Return which settings are not as they should be; empty when all are. What is not set in `wanted` is the server's choice."""
+    """Return which settings are not as they should be; empty when all are. What `wanted` does not set is the server's choice."""
     differences = []
     for field in dataclasses.fields(wanted):
         ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
-        if ours is not None and ours != theirs:
+        is_set = ours is not None and (field.name, ours) != ("duplicate_window", 0)  # 0 stands for none given
+        if is_set and ours != theirs:
             differences.append(f"{field.name} is {_plain(theirs)} instead of {_plain(ours)}")
     return ", ".join(differences)
 

@@ -28,7 +28,8 @@ async def check(client: Client) -> AsyncIterator[Finding]:
         yield _service(service, running.count(f"refresher-{service}"))
     schedules, invalid = await _values(client, subjects.SCHEDULES, Schedule)
     for name, why in invalid.items():
-        yield Finding(f"schedule {name}", "failed", f"is no schedule and is ignored: {why}", f"nats kv del {subjects.SCHEDULES} {name}")
+        advice = f"refresher schedules remove {name}, or nats kv del {subjects.SCHEDULES} {name}"
+        yield Finding(f"schedule {name}", "failed", f"is no schedule and is ignored: {why}", advice)
     if not schedules:
         yield Finding("schedules", "warning", "nothing is scheduled", "refresher schedules add hourly --every 1h")
     active = [schedule for schedule in schedules.values() if schedule.enabled]
