@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StringConstraints
 
 from shared.events import Name
 
@@ -32,6 +32,13 @@ def _known_zone(zone: str) -> str:
     return zone
 
 
+def _no_text(seconds: object) -> object:
+    """Refuse what is only read as a number by courtesy: `"60"`, `true`."""
+    if isinstance(seconds, str | bytes | bool):
+        raise ValueError("must be a number of seconds")  # noqa: TRY004 - pydantic turns a ValueError into its own
+    return seconds
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,8 +47,8 @@ class Interval(_Strict):
     """Every so many seconds of elapsed time, whatever clocks on walls do."""
 
     kind: Literal["interval"] = "interval"
-    every_s: Annotated[int, Field(ge=1, le=YEAR_S)]
-    phase_s: Annotated[int, Field(ge=0, le=YEAR_S)] | None = None
+    every_s: Annotated[int, Field(ge=1, le=YEAR_S), BeforeValidator(_no_text)]
+    phase_s: Annotated[int, Field(ge=0, le=YEAR_S), BeforeValidator(_no_text)] | None = None
     """Seconds after a multiple of `every_s` since 1970 (UTC). None spreads by the names of schedule and site."""
 
 
@@ -63,11 +70,11 @@ class ScheduleSpec(_Strict):
     sites: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1_000)] = ("home",)
     """One tick per site and instant."""
     timing: Timing
-    enabled: bool = True
+    enabled: StrictBool = True
     """False pauses: instants while paused are not due, and are not caught up."""
     options: dict[str, Any] = {}
     """For the engine, which validates them."""
-    start_within_s: Annotated[int, Field(ge=1, le=86_400)] = 3_600
+    start_within_s: Annotated[int, Field(ge=1, le=86_400), BeforeValidator(_no_text)] = 3_600
     """A run that nobody could start this long after it was due (or by the next instant) ends as `missed`."""
 
 

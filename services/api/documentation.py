@@ -36,11 +36,13 @@ _DOWN = {"status": "down", "down": {"postgres": "Postgres at 127.0.0.1:5432/post
 _HEALTH: dict[str, dict[str, Any]] = {
     "/health/live": {
         "summary": "Ask whether the process is alive",
+        "description": "Answers for as long as the process does; nothing else is looked at.",
         "operation_id": "get_liveness",
         "responses": {200: {"description": "It is.", "content": {"application/json": {"schema": {"type": "object"}, "example": _UP}}}},
     },
     "/health/ready": {
         "summary": "Ask whether everything it needs is up",
+        "description": "Asks NATS and Postgres. The API stays up without them and goes on by itself when they are back.",
         "operation_id": "get_readiness",
         "responses": {
             200: {
@@ -74,7 +76,12 @@ def complete(app: FastAPI) -> None:
                 title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
             )
             problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            document["components"]["schemas"] |= {**problem.pop("$defs"), "Problem": problem}
+            schemas = document["components"]["schemas"]
+            schemas |= {**problem.pop("$defs"), "Problem": problem}
+            for kind in ("Interval", "Cron"):  # in a body it says which of the two is meant: its default is for Python
+                schemas[kind]["required"] = ["kind", *schemas[kind]["required"]]
+            schemas["Cron"]["properties"]["expression"]["format"] = "cron"
+            schemas["Cron"]["properties"]["zone"]["format"] = "time-zone"
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -12,12 +12,12 @@ from services.api.feed import Feed
 from services.api.parameters import Query
 from services.api.parts import TheFeed
 from services.api.problems import documented
-from services.api.streaming import EVENTS, KEEP_ALIVE, KEEP_ALIVE_S, sent, streamed
+from services.api.streaming import EVENT_SCHEMA, EVENTS, KEEP_ALIVE, KEEP_ALIVE_S, sent, streamed
 from shared.events import Name
 
 router = APIRouter(prefix="/api/v1", tags=["live"])
 
-_EXAMPLE = 'event: tick\ndata: {"run_id":"0b6ef0d4-4e5a-5e0e-8a7a-0f6b8a3c1d52","site":"home","schedule":"hourly",…}\n\n: keep-alive\n\n'
+_EXAMPLE = {"event": "tick", "data": '{"run_id":"0b6ef0d4-4e5a-5e0e-8a7a-0f6b8a3c1d52","site":"home","schedule":"hourly",…}'}
 
 
 class EventsQuery(Query):
@@ -32,7 +32,7 @@ class EventsQuery(Query):
     operation_id="follow_events",
     response_class=StreamingResponse,
     responses={
-        200: {"description": "Events until either side ends it.", "content": {EVENTS: {"schema": {"type": "string"}, "example": _EXAMPLE}}},
+        200: {"description": "Events until either side ends it.", "content": {EVENTS: {"schema": EVENT_SCHEMA, "example": _EXAMPLE}}},
         **documented(422, 503),
     },
 )

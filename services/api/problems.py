@@ -128,11 +128,15 @@ async def _invalid(_: Request, error: RequestValidationError) -> Response:
     return answer(422, NOT_VALID, errors)
 
 
-async def _http(_: Request, error: HTTPException) -> Response:
+async def _http(request: Request, error: HTTPException) -> Response:
     if error.status_code == 400:  # the framework's word for a body that is no JSON at all, such as bytes that are no UTF-8
         return answer(422, NOT_VALID, [("body", "no JSON that can be read")])
     details = {404: "There is nothing at this path; /docs lists what there is.", 405: "This path knows no such method."}
-    return answer(error.status_code, details.get(error.status_code, str(error.detail)), headers=error.headers)
+    headers = error.headers
+    path = getattr(request.scope.get("route"), "path", None)
+    if error.status_code == 405 and path in (paths := request.app.openapi()["paths"]):
+        headers = {"Allow": ", ".join(sorted(method.upper() for method in paths[path]))}  # the framework names the first route's only
+    return answer(error.status_code, details.get(error.status_code, str(error.detail)), headers=headers)
 
 
 async def _defect(request: Request, error: Exception) -> Response:

@@ -21,7 +21,7 @@ from services.api.models import EXAMPLE
 from services.api.parameters import Query
 from services.api.parts import TheBus, TheDatabase, TheFeed
 from services.api.problems import documented, refused
-from services.api.streaming import EVENTS, KEEP_ALIVE, KEEP_ALIVE_S, sent, streamed
+from services.api.streaming import EVENT_SCHEMA, EVENTS, KEEP_ALIVE, KEEP_ALIVE_S, sent, streamed
 from shared import subjects
 from shared.errors import Unavailable
 from shared.events import Tick
@@ -74,13 +74,31 @@ class RunQuery(Query):
 class RunnerList(BaseModel):
     """The runners that are there; one that is silent for 45 s is not."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [
+                        {
+                            "id": "attic-1",
+                            "site": "home",
+                            "engines": ["noop", "speedtest"],
+                            "version": "0.1.0",
+                            "host": "attic",
+                            "started_at": "2026-10-01T08:00:00Z",
+                            "seen_at": "2026-10-03T07:24:15Z",
+                            "run_id": EXAMPLE["run_id"],
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+
     items: list[Runner]
 
 
-_RUN = '{"run_id":"0b6ef0d4-4e5a-5e0e-8a7a-0f6b8a3c1d52","site":"home",…}'
-_STREAM = (
-    f'event: run\ndata: {_RUN}\n\nevent: progress\ndata: {{"phase":"download","rate_bps":93000000.0,…}}\n\nevent: result\ndata: {_RUN}\n\n'
-)
+_EVENT = {"event": "progress", "data": '{"run_id":"0b6ef0d4-4e5a-5e0e-8a7a-0f6b8a3c1d52","phase":"download","rate_bps":93e6,…}'}
 
 
 @router.post(
@@ -93,7 +111,7 @@ _STREAM = (
         202: {
             "description": "The run is on its way; the result will be at `Location`. With `wait`, a stream of `run`, `progress` "
             "and `result` events, or `timeout` at its end.",
-            "content": {EVENTS: {"schema": {"type": "string"}, "example": _STREAM}},
+            "content": {EVENTS: {"schema": EVENT_SCHEMA, "example": _EVENT}},
             "headers": {"Location": {"description": "Where the result will be.", "schema": {"type": "string"}}},
         },
         **documented(404, 413, 415, 422, 503),

@@ -7,6 +7,11 @@ from starlette.responses import StreamingResponse
 
 EVENTS = "text/event-stream"
 KEEP_ALIVE_S = 15.0
+EVENT_SCHEMA = {
+    "type": "object",
+    "description": "Each event; comments keep the line alive.",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "contentMediaType": "application/json"}},
+}
 KEEP_ALIVE = b": keep-alive\n\n"
 
 

@@ -1,13 +1,14 @@
 """The newest result as speedtest-tracker gives it, for the dashboards that read that: Homepage, Organizr."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Literal
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict
 
 from services.api import queries
+from services.api.models import EXAMPLE
 from services.api.parts import TheDatabase
 from services.api.problems import ProblemError, documented
 
@@ -37,7 +38,31 @@ class WidgetData(BaseModel):
 class Widget(BaseModel):
     """The newest result that succeeded or failed."""
 
-    message: Annotated[Literal["ok"], Field(examples=["ok"])]
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "message": "ok",
+                    "data": {
+                        "id": EXAMPLE["run_id"],
+                        "ping": 12.3,
+                        "download": 94.2,
+                        "upload": 38.1,
+                        "server_id": "4711",
+                        "server_host": "speedtest.example.net:8080",
+                        "server_name": "Frankfurt",
+                        "url": None,
+                        "scheduled": True,
+                        "failed": False,
+                        "created_at": "2026-10-03T07:24:33.401Z",
+                        "updated_at": "2026-10-03T07:24:33.407Z",
+                    },
+                }
+            ]
+        }
+    )
+
+    message: Literal["ok"]
     data: WidgetData
 
 
