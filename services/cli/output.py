@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 STATUS_STYLES = {"succeeded": "green", "failed": "red", "missed": "yellow", "skipped": "dim", "ok": "green", "warning": "yellow"}
+
+GAP = "  "
+SHORTEST = 12
+"""The least room for the last column."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +43,23 @@ def is_terminal() -> bool:
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, header: bool = True) -> None:
     """Write rows; a word that names a status has its colour."""
+    heading = [[column.name for column in columns]] if header else []
+    lines = [*heading, *([clean(cell) for cell in row] for row in rows)]
     if not is_terminal():
-        lines = [[column.name for column in columns]] if header else []
-        write("".join("\t".join(clean(cell) for cell in line) + "\n" for line in [*lines, *rows]))
+        write("".join("\t".join(line) + "\n" for line in lines))
         return
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=header, header_style="bold")
-    for column in columns:
-        grid.add_column(
-            column.name,
-            min_width=column.width,
-            justify="right" if column.right else "left",
-            no_wrap=True,
-            overflow="ellipsis" if column.last else "fold",
-        )
-    for row in rows:
-        grid.add_row(*(Text(clean(cell), style=STATUS_STYLES.get(str(cell), "")) for cell in row))
-    Console().print(grid)
+    console = Console()
+    widths = [max([column.width, *(cell_len(line[at]) for line in lines)]) for at, column in enumerate(columns)]
+    if columns and columns[-1].last:
+        before = sum(width + len(GAP) for width in widths[:-1])
+        widths[-1] = min(widths[-1], max(console.width - before, SHORTEST))
+    for number, line in enumerate(lines):
+        cells = [Text(cell, style="bold" if header and number == 0 else STATUS_STYLES.get(cell, "")) for cell in line]
+        for cell, column, width in zip(cells, columns, widths, strict=True):
+            cell.truncate(width, overflow="ellipsis")
+            cell.align("right" if column.right else "left", width)
+        # a terminal that is too narrow folds the line itself: nothing but the last column is ever cut
+        console.print(Text(GAP).join(cells), soft_wrap=True)
 
 
 def pairs(values: Mapping[str, object]) -> None:

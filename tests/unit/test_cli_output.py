@@ -56,6 +56,19 @@ def test_a_terminal_gets_colour_and_no_control_characters(terminal: Terminal) ->
     assert "\x07" not in shown
 
 
+@pytest.mark.parametrize("width", ["60", "20"])
+def test_only_the_last_column_is_cut_short(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, width: str) -> None:
+    """A long reason costs no other column its place, however narrow the terminal."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", width)
+    with redirect_stdout(terminal):
+        output.table([Column("site", 8), Column("status", 9), Column("reason", last=True)], [["home", "failed", "because " * 20]])
+    line = terminal.getvalue().splitlines()[1]
+    assert line.startswith("home      failed     because")
+    assert line.rstrip().endswith("…")
+    assert len(line) <= max(int(width), 35)
+
+
 def test_rows_written_one_by_one_stay_in_line(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--follow` writes a table of one row at a time: the widths hold it together."""
     monkeypatch.setenv("NO_COLOR", "1")
