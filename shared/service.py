@@ -10,21 +10,29 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from faststream.nats import NatsBroker
 from nats import micro
 from prometheus_client import CollectorRegistry, Gauge, Histogram, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from shared import logs
 from shared.connect import client_of
+from shared.settings import Settings
 
 log = logging.getLogger(__name__)
+
+MISCONFIGURED = 78
+"""The exit code of a service with a wrong setting (EX_CONFIG of sysexits.h): starting it again is no use."""
+
+S = TypeVar("S", bound=Settings)
 
 STUCK_AFTER_S = 60.0
 """An event loop that has not turned for this long will not turn again: end the process, the supervisor restarts it."""
@@ -77,7 +85,9 @@ class Service:
         await self.broker.start()
         try:
             client, _ = client_of(self.broker)
-            endpoint = await micro.add_service(client, name=f"refresher-{self.name}", version=self.version, description=__doc__ or "")
+            endpoint = await micro.add_service(
+                client, name=f"refresher-{self.name}", version=self.version, description=f"The {self.name} of Refresher"
+            )
             yield
             if client.is_connected:
                 await endpoint.stop()
@@ -154,25 +164,45 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(service: Service, app: Any, host: str, port: int) -> None:
-    """Run an ASGI application until SIGTERM or SIGINT; exit with 1 when a background task failed or the start did.
+def start(name: str, kind: type[S], build: Callable[[S], tuple[Service, Any]]) -> None:
+    """Read a service's settings, wire it and serve until SIGTERM or SIGINT. A second signal ends it at once.
 
-    A second signal ends it at once.
+    Exits with MISCONFIGURED when a setting is wrong, with 1 when the start or a background task failed.
     """
+    try:
+        settings = kind()
+        logs.configure(name, settings.log_format, settings.log_level)
+        service, app = build(settings)
+    except ValidationError as error:
+        for each in error.errors():
+            variable = f"REFRESHER_{'_'.join(map(str, each['loc'])).upper()}"
+            sys.stderr.write(f"refresher {name}: {variable}: {each['msg']}; it is {each['input']!r}\n")
+        sys.exit(MISCONFIGURED)
     config = uvicorn.Config(
-        app, host=host, port=port, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=10, server_header=False
+        app,
+        host=getattr(settings, f"{name}_host"),
+        port=getattr(settings, f"{name}_port"),
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=10,
+        server_header=False,
     )
     server = _Server(config, service)
-
-    async def run() -> None:
-        serving = asyncio.ensure_future(server.serve())
-        failing = asyncio.ensure_future(service.failed.wait())
-        await asyncio.wait({serving, failing}, return_when=asyncio.FIRST_COMPLETED)
-        failing.cancel()
-        service.stopping.set()
-        server.should_exit = True
-        await serving
-
-    asyncio.run(run())
-    if service.failed.is_set() or not server.started:
+    asyncio.run(_serve(server, service))
+    if service.failed.is_set() or not (server.started or service.stopping.is_set()):
         sys.exit(1)
+
+
+async def _serve(server: _Server, service: Service) -> None:
+    serving = asyncio.ensure_future(server.serve())
+    ends = {asyncio.ensure_future(event.wait()) for event in (service.failed, service.stopping)}
+    await asyncio.wait({serving, *ends}, return_when=asyncio.FIRST_COMPLETED)
+    if not (server.started or serving.done()):
+        # Still waiting for NATS: there is nothing to end in order, and uvicorn would wait for the start to end first.
+        os._exit(int(service.failed.is_set()))
+    for end in ends:
+        end.cancel()
+    service.stopping.set()
+    server.should_exit = True
+    await serving

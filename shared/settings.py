@@ -11,13 +11,16 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 class Settings(BaseSettings):
     """Common to all services; environment variables carry the prefix `REFRESHER_`."""
 
-    model_config = SettingsConfigDict(env_prefix="REFRESHER_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="REFRESHER_", frozen=True, extra="ignore", env_ignore_empty=True, use_attribute_docstrings=True
+    )
 
     nats_url: Annotated[str, Field(repr=False)] = "nats://127.0.0.1:4222"
     """The NATS server or servers, separated by commas; user and password may be part of the URL."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """`auto` writes text to a terminal and JSON elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """From which level on something is logged."""
 
 
 class DatabaseSettings(Settings):

@@ -1,6 +1,7 @@
 """Fixtures: one Postgres for the session with a database per test, and a NATS server per test."""
 
 import shutil
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
@@ -75,3 +76,17 @@ def nats_server(tmp_path: Path) -> Iterator[Nats]:
     server = Nats(tmp_path)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def listening_port() -> Iterator[int]:
+    """Give a loopback port on which something accepts connections."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """Give a loopback port on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

@@ -9,6 +9,7 @@ class ApiSettings(DatabaseSettings):
     api_host: str = "127.0.0.1"
     """Where the API listens."""
     api_port: Port = 8470
+    """The port for that; 0 takes any free one."""
     api_hosts: str = ""
     """The names under which the API may be called besides localhost and loopback addresses, separated by commas.
 

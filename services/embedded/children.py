@@ -13,6 +13,9 @@ from typing import IO
 
 from services.embedded.program import Program
 
+MISCONFIGURED = 78
+"""A service's exit code for a wrong setting."""
+
 LONGEST_WAIT_S = 30.0
 STEADY_AFTER_S = 60.0
 """Whoever ran this long is restarted at once; whoever dies sooner waits twice as long each time."""
@@ -22,9 +25,10 @@ STOP_WITHIN_S = 20.0
 class Child:
     """A program that is kept running until it is told to stop."""
 
-    def __init__(self, program: Program, say: Callable[[str], None]) -> None:
+    def __init__(self, program: Program, say: Callable[[str], None], give_up: Callable[[], None]) -> None:
         self.program = program
         self._say = say
+        self._give_up = give_up
         self._process: asyncio.subprocess.Process | None = None
         self._keeping: asyncio.Task[None] | None = None
 
@@ -63,6 +67,9 @@ class Child:
         while True:
             started = time.monotonic()
             code = await process.wait()
+            if code == MISCONFIGURED:  # it has said what is wrong, and would say it again
+                self._give_up()
+                return
             if time.monotonic() - started > STEADY_AFTER_S:
                 wait = 0.0
             where = f"; see {self.program.log}" if self.program.log else ""

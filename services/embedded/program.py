@@ -41,6 +41,25 @@ def free_port(wanted: int | None = None) -> int:
     raise ConfigurationError("no free port on 127.0.0.1")
 
 
+def wanted_port(variable: str, told: int | None = None) -> int | None:
+    """Return the port that a person asked for, by a flag or the environment variable; None when any will do.
+
+    Raises: ConfigurationError when it is no port, or taken.
+    """
+    value = told or os.environ.get(variable)
+    if not value or value == "0":
+        return None
+    try:
+        port = int(value)
+    except ValueError:
+        port = -1
+    if not 0 < port < 65_536:
+        raise ConfigurationError(f"{variable} is {value!r}: a port is a number from 1 to 65535")
+    if free_port(port) != port:
+        raise ConfigurationError(f"port {port} is taken by another program: choose another ({variable}), or none for a free one")
+    return port
+
+
 def remembered_port(data: Path, name: str, preferred: int | None = None) -> int:
     """Return the port that `name` had the last time, so that bookmarks and clients keep working, unless it is taken."""
     path = data / "ports.json"

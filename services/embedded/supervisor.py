@@ -71,6 +71,7 @@ class _Supervisor:
         self._data, self._api_port = data, api_port
         self._children: list[Child] = []
         self._stop = asyncio.Event()
+        self._exit_code = 0
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -88,7 +89,7 @@ class _Supervisor:
                 system.write(self._data / "run.json")
                 telling = asyncio.create_task(self._tell(system, time.monotonic() - started))
                 await stopping
-            return 0
+            return self._exit_code
         finally:
             say("stopping")
             for task in (starting, telling):
@@ -109,7 +110,7 @@ class _Supervisor:
         await asyncio.gather(*(_until_ready(name, system.url(name)) for name in system.ports))
 
     async def _launch(self, program: Program) -> None:
-        child = Child(program, say)
+        child = Child(program, say, self._give_up)
         self._children.append(child)
         await child.start()
 
@@ -136,6 +137,10 @@ class _Supervisor:
         )
         if run_id:
             say(f"refresher: {await first_run.outcome(api, run_id)}")
+
+    def _give_up(self) -> None:
+        self._exit_code = 1
+        self._stop.set()
 
     def _told_to_stop(self) -> None:
         if self._stop.is_set():  # the second signal: now, not in order

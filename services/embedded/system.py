@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.embedded import nats, postgres
-from services.embedded.program import Program, remembered_port
+from services.embedded.program import Program, remembered_port, wanted_port
 
 API_PORT = 8470
 
@@ -54,10 +54,9 @@ def assemble(data: Path, api_port: int | None) -> System:
         bus = nats.prepare(data)
         servers.append(bus.program)
         nats_url = bus.url
-    wanted = api_port or int(os.environ.get("REFRESHER_API_PORT", "0"))
-    ports = {"api": wanted or remembered_port(data, "api", API_PORT)}
+    ports = {"api": wanted_port("REFRESHER_API_PORT", api_port) or remembered_port(data, "api", API_PORT)}
     for offset, name in enumerate(("scheduler", "runner", "recorder"), 1):
-        ports[name] = int(os.environ.get(f"REFRESHER_{name.upper()}_PORT", "0")) or remembered_port(data, name, API_PORT + offset)
+        ports[name] = wanted_port(f"REFRESHER_{name.upper()}_PORT") or remembered_port(data, name, API_PORT + offset)
     common = {"REFRESHER_NATS_URL": nats_url, "REFRESHER_DATABASE_URL": database_url}
     services = tuple(
         Program(name, (sys.executable, "-m", f"services.{name}"), {**common, f"REFRESHER_{name.upper()}_PORT": str(ports[name])})

@@ -12,3 +12,4 @@ class RunnerSettings(Settings):
     runner_host: str = "127.0.0.1"
     """Where the runner serves health and metrics."""
     runner_port: Port = 8472
+    """The port for that; 0 takes any free one."""

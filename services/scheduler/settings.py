@@ -9,3 +9,4 @@ class SchedulerSettings(Settings):
     scheduler_host: str = "127.0.0.1"
     """Where the scheduler serves health and metrics."""
     scheduler_port: Port = 8471
+    """The port for that; 0 takes any free one."""

@@ -209,3 +209,28 @@ async def test_servers_of_ones_own_are_used(
         assert "postgres" not in commands
     finally:
         stop(up.process)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("REFRESHER_API_PORT", "eighty", "REFRESHER_API_PORT is 'eighty'"),
+        ("REFRESHER_LOG_LEVEL", "loud", "REFRESHER_LOG_LEVEL"),
+        ("REFRESHER_SITE", "My Site", "REFRESHER_SITE"),
+    ],
+)
+def test_a_wrong_setting_is_told_and_ends_it(open_directory: Path, variable: str, value: str, told: str) -> None:
+    """One sentence that names the variable, exit code 1, nothing left running: no loop of restarts."""
+    environment = {**os.environ, "REFRESHER_DATA_DIR": str(open_directory / "data"), variable: value}
+    done = subprocess.run([REFRESHER, "up"], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_told(open_directory: Path, listening_port: int) -> None:
+    """A port that was asked for and is not free is a mistake to be told, not another port."""
+    command = [REFRESHER, "up", "--data-dir", str(open_directory / "data"), "--port", str(listening_port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"port {listening_port} is taken" in done.stderr

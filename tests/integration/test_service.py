@@ -1,0 +1,66 @@
+"""What every service does around its own work."""
+
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integration.conftest import Bus, Start, until
+from tests.servers import Nats
+from tests.services import ServiceProcess
+
+SERVICES = ("scheduler", "runner", "recorder", "api")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+async def test_health_metrics_and_micro_endpoints(name: str, bus: Bus, start: Start, nats_server: Nats, database_url: str) -> None:
+    """Live says which service; ready names what is down; metrics are bounded; the NATS command line finds it."""
+    service = start(name, database_url)
+    http = httpx.AsyncClient(base_url=service.url, timeout=10)
+    assert (await http.get("/health/live")).json()["service"] == name
+    assert (await http.get("/health/ready")).json() == {"status": "up", "down": {}}
+    metrics = (await http.get("/metrics")).text
+    assert "refresher_build_info" in metrics
+    assert "refresher_loop_lag_seconds_bucket" in metrics
+    answer = await bus.client.request(f"$SRV.PING.refresher-{name}", b"", timeout=2)
+    assert f'"name":"refresher-{name}"'.encode() in answer.data.replace(b'": "', b'":"')
+    nats_server.kill()
+
+    async def told() -> bool:
+        ready = await http.get("/health/ready")
+        return ready.status_code == 503 and "nats" in ready.json()["down"]
+
+    await until(told, 20)
+    assert service.process.poll() is None
+    nats_server.start()
+
+    async def back() -> bool:
+        return (await http.get("/health/ready")).status_code == httpx.codes.OK
+
+    await until(back, 20)
+    await http.aclose()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_without_its_bus_waits_and_can_be_stopped(name: str, tmp_path: Path, unused_port: int) -> None:
+    """It does not give up while NATS is away at its start, and SIGTERM ends it nevertheless."""
+    service = ServiceProcess(name, tmp_path, f"nats://127.0.0.1:{unused_port}", "postgresql://nobody@127.0.0.1:9/x")
+    try:
+        with pytest.raises(AssertionError, match="not ready"):
+            service.wait_until_ready(3)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(5) in (0, -signal.SIGTERM)
+    finally:
+        service.stop()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_wrong_setting_is_one_sentence(name: str, tmp_path: Path) -> None:
+    """The variable, what is wrong with it and what it is; no traceback."""
+    service = ServiceProcess(name, tmp_path, "nats://127.0.0.1:9", REFRESHER_LOG_LEVEL="loud")
+    assert service.process.wait(20) == 78
+    told = service.log.read_text()
+    assert "REFRESHER_LOG_LEVEL" in told
+    assert "'loud'" in told
+    assert "Traceback" not in told
