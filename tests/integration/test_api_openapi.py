@@ -5,10 +5,12 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 
+from services.api.models import EXAMPLE
 from shared.connect import Connection
 from tests.integration.api_server import api_server, in_process
 from tests.integration.rows import insert, row
@@ -23,7 +25,8 @@ async def test_schemathesis_finds_nothing(nats_server: Nats, database_url: str, 
     the API gives no server error, no undocumented status, type or schema, refuses what is right and accepts what is wrong.
     """
     now = datetime.now(UTC)
-    await insert(database, row(now), *(row(now, status=status) for status in ("failed", "skipped", "missed")))
+    await insert(database, row(now, run_id=UUID(EXAMPLE["run_id"])))
+    await insert(database, *(row(now, status=status) for status in ("failed", "skipped", "missed")))
     with api_server(nats_server.url, database_url, tmp_path) as api:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(HERE / "schemathesis.toml"), "run", f"{api.url}/openapi.json"),
