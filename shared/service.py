@@ -136,17 +136,19 @@ class Service:
         self.failed.set()
 
     async def _watch_loop(self) -> None:
-        watchdog = threading.Thread(target=self._watchdog, name="watchdog", daemon=True)
-        watchdog.start()
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(1)
-            self._turned_at = time.monotonic()
-            self._lag.observe(max(0.0, self._turned_at - before - 1))
+        ended = threading.Event()
+        threading.Thread(target=self._watchdog, args=(ended,), name="watchdog", daemon=True).start()
+        try:
+            while True:
+                before = time.monotonic()
+                await asyncio.sleep(1)
+                self._turned_at = time.monotonic()
+                self._lag.observe(max(0.0, self._turned_at - before - 1))
+        finally:
+            ended.set()  # a process that goes on without the service must not be ended for it
 
-    def _watchdog(self) -> None:
-        while True:
-            time.sleep(10)
+    def _watchdog(self, ended: threading.Event) -> None:
+        while not ended.wait(10):
             if time.monotonic() - self._turned_at > STUCK_AFTER_S:
                 sys.stderr.write(f"refresher {self.name}: the event loop is stuck; exiting to be restarted\n")
                 os._exit(70)

@@ -175,6 +175,21 @@ async def test_the_feed_goes_on_after_nats_was_restarted(api: Api, bus: Client, 
         assert await _next(events) == ("tick", json.loads(tick.to_json()))
 
 
+async def test_a_silent_nats_is_an_outage(api: Api, nats_server: Nats) -> None:
+    """A server that holds the line and says nothing is a 503 within seconds, not a request that hangs."""
+    async with api.client() as client:
+        nats_server.process.send_signal(signal.SIGSTOP)
+        try:
+            answer = await client.get("/api/v1/schedules")
+        finally:
+            nats_server.process.send_signal(signal.SIGCONT)
+        assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+        end = time.monotonic() + 20
+        while (await client.get("/api/v1/schedules")).status_code != 200:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.05)
+
+
 async def test_too_many_clients_are_refused(api: Api) -> None:
     """The number of streams is bounded; a place is free again when a client goes."""
     limits = httpx.Limits(max_connections=CLIENTS + 10)
@@ -260,8 +275,10 @@ async def test_waiting_for_a_run_shows_it_to_the_end(api: Api, bus: Client, data
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(waiting := asyncio.ensure_future(anext(events))), 0.3)  # not recorded yet
         await insert(database, row(tick.due_at, run_id=tick.run_id, engine="noop", schedule=None, log="the end"))
+        stored_at = time.monotonic()
         kind, result = await asyncio.wait_for(waiting, 5)
         assert (kind, result["run_id"], result["log"]) == ("result", run["run_id"], "the end")
+        assert time.monotonic() - stored_at < 1
         assert [event async for event in events] == []
 
 

@@ -234,12 +234,12 @@ async def test_an_export_streams(nats_server: Nats, database_url: str, database:
           'timeout', repeat('x', 2000) FROM generate_series(1, 20000) AS n"""
     )
     with api_server(nats_server.url, database_url, tmp_path) as api:
+        resident = _resident_bytes(api.process.pid)
         async with api.client() as client, client.stream("GET", "/api/v1/results/export?format=ndjson") as answer:
             lines = answer.aiter_lines()
             first = json.loads(await anext(lines))
             reading = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'refresher-api' AND state LIKE 'idle in transaction%'"
             await _until(database, reading)
-            resident = _resident_bytes(api.process.pid)
             rest = [json.loads(line)["due_at"] async for line in lines]
             assert _resident_bytes(api.process.pid) - resident < 16 * 2**20  # the file has 50 MB
     assert first["due_at"] < rest[0]

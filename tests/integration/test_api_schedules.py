@@ -127,6 +127,9 @@ async def test_two_writers_never_overwrite_each_other_unseen(api: httpx.AsyncCli
     statuses = [answer.status_code for answer in await asyncio.gather(*changes)]
     assert statuses.count(200) == 1
     assert set(statuses) <= {200, 409, 412}
+    deleted = [answer.status_code for answer in await asyncio.gather(*(api.delete(f"{PATH}/hourly") for _ in range(10)))]
+    assert deleted.count(204) == 1
+    assert set(deleted) <= {204, 404, 409}
     created = await asyncio.gather(*(api.post(PATH, json={"name": "race", **HOURLY}) for _ in range(10)))
     assert sorted(answer.status_code for answer in created) == [201] + [409] * 9
 

@@ -1,6 +1,7 @@
 """What surrounds the API's operations: outages, metrics, and what every request passes."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -212,6 +213,16 @@ async def test_every_answer_carries_the_headers(api: httpx.AsyncClient) -> None:
     assert docs.status_code == 200
     assert "https://cdn.jsdelivr.net" in docs.headers["content-security-policy"]
     assert "default-src 'none'" in docs.headers["content-security-policy"]
+
+
+async def test_a_stopped_service_leaves_no_watchdog(nats_server: Nats, database_url: str) -> None:
+    """Whoever runs a service inside of another process (these tests) is not ended a minute after it stopped."""
+    async with in_process(nats_server.url, database_url):
+        watchdogs = [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+    assert watchdogs
+    for thread in watchdogs:
+        await asyncio.to_thread(thread.join, 5)
+        assert not thread.is_alive()
 
 
 async def test_unknown_methods_are_405_problems(api: httpx.AsyncClient) -> None:
