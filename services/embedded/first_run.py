@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import secrets
 import time
 import urllib.error
 import urllib.request
@@ -28,7 +29,9 @@ def set_up(api_url: str) -> str | None:
     if request(f"{api_url}/api/v1/schedules")["items"]:
         return None
     site = os.environ.get("REFRESHER_SITE", "home")
-    spec = {"name": SCHEDULE, "engine": "speedtest", "sites": [site], "timing": {"kind": "interval", "every_s": 3600}}
+    # the spread by name would be the same minute in every home, since all have these names
+    timing = {"kind": "interval", "every_s": 3600, "phase_s": 360 + secrets.randbelow(2880)}
+    spec = {"name": SCHEDULE, "engine": "speedtest", "sites": [site], "timing": timing}
     request(f"{api_url}/api/v1/schedules", spec)
     return str(request(f"{api_url}/api/v1/runs", {"schedule": SCHEDULE})["run_id"])
 
