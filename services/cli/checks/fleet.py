@@ -7,11 +7,11 @@ from typing import TypeVar
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.errors import NoKeysError, NotFoundError
+from nats.js.errors import NotFoundError
 from pydantic import BaseModel, ValidationError
 
 from services.cli.checks import Finding, bus
-from shared import provision, subjects
+from shared import buckets, provision, subjects
 from shared.runners import Runner
 from shared.schedules import Schedule
 
@@ -80,15 +80,12 @@ async def _values(client: Client, bucket: str, model: type[Model]) -> tuple[dict
     found: dict[str, Model] = {}
     invalid: dict[str, str] = {}
     try:
-        store = await client.jetstream(timeout=5).key_value(bucket)
-        keys = await store.keys()
-    except (NoKeysError, NotFoundError):  # a missing bucket is reported with the streams
+        stored = await buckets.entries(client.jetstream(timeout=5), bucket)
+    except NotFoundError:  # a missing bucket is reported with the streams
         return found, invalid
-    for key in keys:
+    for entry in stored:
         try:
-            found[key] = model.model_validate_json((await store.get(key)).value or b"")
+            found[entry.key] = model.model_validate_json(entry.value or b"")
         except ValidationError as error:
-            invalid[key] = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'value'}: {each['msg']}" for each in error.errors())
-        except NotFoundError:  # removed meanwhile
-            continue
+            invalid[entry.key] = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'value'}: {each['msg']}" for each in error.errors())
     return found, invalid
