@@ -1,6 +1,5 @@
 """The console script `refresher`: its commands, and how every error reaches the person."""
 
-import os
 import sys
 from importlib.metadata import version
 from typing import Annotated, NoReturn
@@ -58,13 +57,7 @@ def main() -> NoReturn:
 
     Whatever a person can cause ends as one sentence on stderr; a traceback is a bug of ours.
     """
-    try:
-        code = _run(sys.argv[1:])
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read has enough (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere, quietly
-        code = 1
-    sys.exit(code)
+    sys.exit(_run(sys.argv[1:]))
 
 
 def _run(arguments: list[str]) -> int:

@@ -30,10 +30,9 @@ def follow(api: Api, filters: Mapping[str, object], since: datetime | None, newe
     while True:
         try:
             with api.events("GET", "/events", site=filters.get("site")) as events:
-                yield from follower.missed()
-                is_first = is_away = False
-                for event in events:
+                for event in events:  # the first is a keep-alive: time to look for what was missed until now
                     yield from follower.react(event)
+                    is_first = is_away = False
         except (Unavailable, Problem) as error:
             if is_first or (isinstance(error, Problem) and error.status != 503):
                 raise

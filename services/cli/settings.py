@@ -44,7 +44,7 @@ def table() -> list[tuple[str, str, str, str]]:
     from services.runner.settings import RunnerSettings
     from services.scheduler.settings import SchedulerSettings
 
-    kinds: "dict[str, type[Settings]]" = {
+    kinds: dict[str, type[Settings]] = {
         "scheduler": SchedulerSettings,
         "runner": RunnerSettings,
         "recorder": RecorderSettings,

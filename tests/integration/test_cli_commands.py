@@ -133,8 +133,8 @@ async def test_results_are_narrowed(refresher: Refresher, database: "Database[as
 async def test_a_reader_that_has_enough_is_no_error(refresher: Refresher, database: "Database[asyncpg.Record]") -> None:
     """`refresher results --json | head -1` says nothing on stderr."""
     await fill(database, 1_000)
-    for form in (["--json", "--limit", "1000"], ["--csv"]):
-        shell = f"{REFRESHER} results {' '.join(form)} | head -n 1"
+    for command in ("results --json --limit 1000", "results --limit 1000", "results --csv", "results --help"):
+        shell = f"{REFRESHER} {command} | head -n 1"
         done = await asyncio.to_thread(
             subprocess.run, shell, shell=True, env=refresher.environment, capture_output=True, text=True, timeout=60, check=True
         )

@@ -23,7 +23,7 @@ def test_starting_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
-TOP = ("up", "run", "migrate", "env", "probe", "run-now", "schedules", "results", "runners", "doctor")
+TOP = ("up", "run", "migrate", "env", "settings", "probe", "run-now", "schedules", "results", "runners", "doctor")
 UNDER_SCHEDULES = ("list", "show", "add", "pause", "resume", "remove")
 COMMANDS = [(), *((name,) for name in TOP), *(("schedules", name) for name in UNDER_SCHEDULES)]
 
@@ -95,7 +95,6 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(arguments: list[str | bytes],
         (["env"], {"REFRESHER_API_URL": "", "REFRESHER_NATS_URL": "", "REFRESHER_DATABASE_URL": ""}, "no system is running here"),
         (["migrate"], {"REFRESHER_DATABASE_URL": "nonsense"}, "REFRESHER_DATABASE_URL is not a PostgreSQL URL"),
         (["migrate"], {"REFRESHER_DATABASE_URL": "postgresql://u:secret@127.0.0.1:9/x"}, "PostgreSQL at 127.0.0.1:9/x does not answer"),
-        (["run", "scheduler"], {"REFRESHER_LOG_LEVEL": "loud"}, "the scheduler refuses its settings: REFRESHER_LOG_LEVEL: "),
         (["probe", "bogus"], {}, "no_engine: "),
         (["probe", "noop", "-o", "seconds=x"], {}, "misconfigured: engine noop refuses its options: seconds: "),
     ],
@@ -109,6 +108,13 @@ def test_a_failure_is_one_sentence_and_exit_code_1(arguments: list[str], environ
     assert message in failed.stderr
     assert "secret" not in failed.stderr
     assert failed.stderr.count("\n") == 1
+
+
+def test_a_service_runs_in_the_foreground() -> None:
+    """`refresher run` is the service itself, its settings and its exit code included."""
+    refused = refresher("run", "scheduler", REFRESHER_LOG_LEVEL="loud")
+    assert refused.returncode > 0
+    assert refused.stderr.startswith("refresher scheduler: REFRESHER_LOG_LEVEL: ")
 
 
 def test_env_is_for_the_shell() -> None:

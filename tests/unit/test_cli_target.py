@@ -48,7 +48,10 @@ def test_a_dead_system_is_not_found(state: Path) -> None:
     assert target.api_url() == target.DEFAULT_API_URL
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "3", "{}", '{"pid": "x"}', '{"pid": 0}', '{"pid": -1}', '{"pid": 1e400}', "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "[]", "3", "{}", '{"pid": "x"}', '{"pid": 0, "nats_url": "x"}', '{"pid": -1, "nats_url": "x"}', '{"pid": 1e400}', "\x00"],
+)
 def test_without_a_usable_file_the_defaults_hold(state: Path, text: str | None) -> None:
     """No file, or nonsense in it, is no trouble."""
     if text is not None:
