@@ -114,12 +114,13 @@ class Child:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        # first the pipes, to their ends: asyncio calls no process over whose output is still unread
+        stdout = cast("StreamReader", process.stdout)
+        while await stdout.read(LINE_BYTES):
+            pass
         if self._listening:
             await self._listening
-        stdout = cast("StreamReader", process.stdout)
-        while await stdout.read(LINE_BYTES):  # what is in the pipe, for the pipe to close
-            pass
+        await process.wait()
 
     def log(self) -> str:
         """Return the end of what the child said, its stderr last."""

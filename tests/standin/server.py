@@ -50,6 +50,8 @@ class StandIn:
         self.down, self.up = Pacer(download_bps), Pacer(upload_bps)
         self.requests: list[tuple[str, str]] = []
         """Every request's route and target, in order."""
+        self.clients: set[str] = set()
+        """The addresses from which connections came."""
         self.stopping = threading.Event()
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
@@ -111,7 +113,8 @@ class StandIn:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                connection, _ = self._listener.accept()
+                connection, client = self._listener.accept()
+                self.clients.add(client[0])
                 self._start(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
