@@ -7,6 +7,7 @@ from faststream.nats import NatsBroker
 from nats.js import JetStreamContext
 from nats.js.kv import KeyValue
 
+from shared import buckets
 from shared.connect import NATS_AWAY, client_of, unreachable
 
 
@@ -43,12 +44,5 @@ class Bus:
 
         Raises: Unavailable.
         """
-        with self.reached():
-            watcher = await (await self.bucket(name)).watchall(ignore_deletes=True)
-            try:
-                found = []
-                while (entry := await watcher.updates(timeout=5)) is not None:  # type: ignore[no-untyped-call]
-                    found.append(entry)
-            finally:
-                await watcher.stop()  # type: ignore[no-untyped-call]
-        return sorted(found, key=lambda entry: entry.key)
+        with self.reached() as js:
+            return await buckets.entries(js, name)
