@@ -11,6 +11,7 @@ ADVISORIES = "ADVISORIES"
 SCHEDULES = "refresher-schedules"
 RUNNERS = "refresher-runners"
 
+EVERYTHING = "refresher.>"
 ALL_TICKS = "refresher.tick.>"
 ALL_RESULTS = "refresher.result.>"
 ALL_PROGRESS = "refresher.progress.>"

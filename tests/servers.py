@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.embedded import nats, postgres
-from services.embedded.program import Program
+from services.embedded.program import Program, remembered_port
 
 
 def start(program: Program) -> "subprocess.Popen[bytes]":
@@ -61,6 +61,7 @@ class Nats:
     """A NATS server with JetStream that a test may kill and start again on the same store and port."""
 
     def __init__(self, data: Path) -> None:
+        remembered_port(data, "nats")  # any: while a test has it stopped, another run's server must not take its place
         self._server = nats.prepare(data)
         self.url = self._server.url
         self.process = start(self._server.program)
@@ -85,6 +86,7 @@ class Postgres:
     """A PostgreSQL server that a test may stop and start again."""
 
     def __init__(self, data: Path) -> None:
+        remembered_port(data, "postgres")
         self._server = postgres.prepare(data, {"fsync": "off", "max_connections": "60"})
         self.url = self._server.url
         self.start()

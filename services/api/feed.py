@@ -21,11 +21,8 @@ CLIENTS = 100
 WAITING = 256
 """How many events wait for a slow client; with more, the oldest are dropped and it is told how many."""
 
-_KINDS: dict[str, tuple[str, type[Tick] | type[Progress] | type[Result]]] = {
-    "tick": (subjects.ALL_TICKS, Tick),
-    "progress": (subjects.ALL_PROGRESS, Progress),
-    "result": (subjects.ALL_RESULTS, Result),
-}
+_KINDS: dict[str, type[Tick] | type[Progress] | type[Result]] = {"tick": Tick, "progress": Progress, "result": Result}
+"""What is shown, by the second word of its subject."""
 
 
 @dataclass(frozen=True)
@@ -124,18 +121,21 @@ class Feed:
             listener.close()
 
     def follow(self, broker: NatsBroker) -> None:
-        """Subscribe to ticks, progress and results as they pass (core NATS, nothing is acknowledged)."""
-        for kind, (subject, event) in _KINDS.items():
-            self._subscribe(broker, kind, subject, event)
+        """Subscribe to ticks, progress and results as they pass (core NATS, nothing is acknowledged).
 
-    def _subscribe(self, broker: NatsBroker, kind: str, subject: str, form: type[Tick] | type[Progress] | type[Result]) -> None:
+        One subscription for all of them: they arrive in the order in which they happened, which several would not keep.
+        """
+
         # no_reply: what goes into a stream carries the publisher's inbox for the server's acknowledgement; an answer
         # from here would be taken for it
-        @broker.subscriber(subject, no_reply=True)
+        @broker.subscriber(subjects.EVERYTHING, no_reply=True)
         async def passed(message: NatsMessage) -> None:
+            kind = message.raw_message.subject.split(".", 2)[1]
+            if kind not in _KINDS:
+                return
             try:
-                event = form.model_validate_json(message.body)
+                event = _KINDS[kind].model_validate_json(message.body)
             except ValidationError as error:
-                log.debug("event not understood", extra={"subject": subject, "error": str(error)})
+                log.debug("event not understood", extra={"subject": kind, "error": str(error)})
                 return
             self.publish(Happened(kind, event.site, event.run_id, event.to_json()))
