@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,10 @@ async def test_a_line_is_measured_as_it_is(run: Callable[..., Any]) -> None:
     def report(phase: str, fraction: float | None = None, rate_bps: float | None = None) -> None:
         reported.append((phase, fraction, rate_bps))
 
-    with StandIn(download_bps=40e6, upload_bps=20e6) as server:
+    with StandIn(download_bps=40e6, upload_bps=60e6) as server:
         result = await run(server, report)
         assert result.download_bps == pytest.approx(40e6, rel=0.15)
-        assert result.upload_bps == pytest.approx(20e6, rel=0.25)
+        assert result.upload_bps == pytest.approx(60e6, rel=0.25)
         assert result.download_bytes == pytest.approx(server.down.passed_bytes, rel=0.1)
         # what was under way when the time was up had arrived, though the server never read it
         assert server.up.passed_bytes <= result.upload_bytes < server.up.passed_bytes + 1e6
@@ -112,6 +113,7 @@ async def test_a_line_is_measured_as_it_is(run: Callable[..., Any]) -> None:
     assert "Potsdam" not in result.log
     assert server.host in result.log
     assert "https failed" in result.log
+    assert "in small pieces" not in result.log
     phases = list(dict.fromkeys(phase for phase, _, _ in reported))
     assert phases == ["connecting", "latency", "download", "upload"]
     rates = [rate for phase, fraction, rate in reported if phase == "download" and fraction is not None]
@@ -390,6 +392,18 @@ async def test_what_the_library_prints_is_not_taken_for_an_answer(tmp_path: Path
     assert caught.value.kind == "crashed"
     assert len(caught.value.log) <= 8_000
     assert caught.value.log.endswith("the end")
+
+
+async def test_endless_complaints_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what a child writes to stderr no more than the end is ever held."""
+    library(tmp_path, monkeypatch, "[os.write(2, b'x' * 10**6) for _ in range(200)]; os._exit(1)")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProbeError, match="exit code 1"):
+            await load("speedtest").run({}, nothing)
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
