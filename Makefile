@@ -14,8 +14,10 @@ help: ## list the targets
 run: $(VENV)/.runtime ## set up, start everything and run a first speed test
 	@exec $(BIN)/refresher up
 
-test: $(VENV)/.dev ## set up and run every test
-	$(BIN)/python -m pytest $(TESTS)
+test: $(VENV)/.dev ## set up and run every test, and report what they cover
+	@rm -f .coverage .coverage.*
+	$(BIN)/python -m pytest --cov --cov-report= $(TESTS)
+	@$(BIN)/coverage report --skip-covered --sort=cover
 
 check: $(VENV)/.dev ## formatting, lint, types and import contracts
 	$(BIN)/ruff format --check .

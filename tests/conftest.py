@@ -9,9 +9,13 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from hypothesis import settings
 
 from shared.migrate import migrate
 from tests.servers import Nats, Postgres
+
+settings.register_profile("refresher", deadline=None)  # a busy machine is slow, not wrong
+settings.load_profile("refresher")
 
 _numbers = count(1)
 
