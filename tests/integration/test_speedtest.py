@@ -247,7 +247,8 @@ async def test_a_slow_line_is_not_taken_for_a_dead_server(run: Callable[..., Any
         server.world.upload.update(threads="8", testlength="2")
         result = await run(server, download=False)
         assert result.upload_bps == pytest.approx(3e6, rel=0.4)
-        assert result.upload_bytes > 1e6
+        # both attempts, less the 6 MB that the kernel was still holding when the first was given up
+        assert 1e6 < result.upload_bytes < server.up.passed_bytes + 5e6
     assert "in small pieces" in result.log
 
 
