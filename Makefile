@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --extra embedded pyproject.toml
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format lock bench-idle bench-latency clean
@@ -31,8 +31,10 @@ format: $(VENV)/.dev ## rewrite the code in the house format
 
 lock: $(VENV)/.dev ## upgrade every dependency and write the lock files anew
 	$(PIP) install --quiet uv
-	$(LOCK) --upgrade --group build --output-file requirements/runtime.txt
-	$(LOCK) --upgrade --group dev --constraints requirements/runtime.txt --output-file requirements/dev.txt
+	$(LOCK) --upgrade --extra embedded --group dev pyproject.toml --output-file requirements/dev.txt
+	$(LOCK) --extra embedded --group build pyproject.toml --constraints requirements/dev.txt --output-file requirements/runtime.txt
+	$(LOCK) pyproject.toml --constraints requirements/dev.txt --output-file requirements/server.txt
+	$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
 
 bench-idle: $(VENV)/.dev ## memory and CPU of the idle embedded system
 	$(BIN)/python -m bench.idle

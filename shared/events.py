@@ -137,7 +137,7 @@ class Failure(Event):
     """Why there is no measurement."""
 
     kind: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-    """One word for counting and alerting; see ProbeError, and `expired`, `no_engine`, `abandoned`."""
+    """One word for counting and alerting; see ProbeError; besides those `expired`, `abandoned`, `too_large`."""
     message: Annotated[str, StringConstraints(min_length=1, max_length=4_000), AfterValidator(_storable)]
 
 

@@ -47,6 +47,7 @@ CREATE TABLE results (
 ) PARTITION BY RANGE (due_at);
 
 CREATE INDEX results_run_id ON results (run_id);
+CREATE INDEX results_site ON results (site, due_at DESC, run_id DESC);
 CREATE INDEX results_site_engine ON results (site, engine, due_at DESC, run_id DESC);
 CREATE INDEX results_schedule ON results (schedule, due_at DESC, run_id DESC);
 

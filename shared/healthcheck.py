@@ -1,0 +1,31 @@
+"""Ask whichever service runs in this container whether it is ready: `python -m shared.healthcheck`.
+
+Imports next to nothing: it starts every few seconds in every container.
+"""
+
+import http.client
+import os
+import sys
+
+PORTS = {"api": 8470, "scheduler": 8471, "runner": 8472, "recorder": 8473}
+
+
+def main() -> int:
+    """Return 0 when a service here is ready, else 1 with the reason on stderr."""
+    reason = "no service answers"
+    for name, port in PORTS.items():
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", int(os.environ.get(f"REFRESHER_{name.upper()}_PORT") or port), timeout=4)
+            connection.request("GET", "/health/ready")
+            answer = connection.getresponse()
+        except OSError:
+            continue
+        if answer.status == http.client.OK:
+            return 0
+        reason = f"{name}: {answer.read(1000).decode(errors='replace')}"
+    sys.stderr.write(reason + "\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
