@@ -16,7 +16,7 @@ run: $(VENV)/.runtime ## set up, start everything and run a first speed test
 
 test: $(VENV)/.dev ## set up and run every test, and report what they cover
 	@rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest --cov --cov-report= $(TESTS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --cov --cov-report= $(TESTS)
 	@$(BIN)/coverage report --skip-covered --sort=cover
 
 check: $(VENV)/.dev ## formatting, lint, types and import contracts

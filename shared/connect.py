@@ -1,7 +1,6 @@
 """Connections that survive: to NATS through FastStream's broker, to Postgres through a pool."""
 
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -36,7 +35,7 @@ def nats_options(url: str, name: str) -> dict[str, Any]:
     }
 
 
-def broker(url: str, name: str, *, on_reconnect: Callable[[], Awaitable[None]] | None = None) -> NatsBroker:
+def broker(url: str, name: str) -> NatsBroker:
     """Build the FastStream broker of a service; nothing connects before it is started.
 
     Permission errors and slow consumers reach a client only through its error callback: they are logged here.
@@ -44,8 +43,6 @@ def broker(url: str, name: str, *, on_reconnect: Callable[[], Awaitable[None]] |
 
     async def reconnected() -> None:
         log.info("nats reconnected")
-        if on_reconnect:
-            await on_reconnect()
 
     async def disconnected() -> None:
         if not (built.connection.is_closed or built.connection.is_draining):

@@ -24,7 +24,9 @@ from shared.errors import ConsumerGone
 EXPIRES_S = 30.0
 HEARTBEAT_S = 5.0
 SILENCE_S = 2.5 * HEARTBEAT_S
-"""After this long without a word the request is lost (a restarted server forgets it) and is made again."""
+"""After this long without a word the request is lost and is made again."""
+LOOK_EVERY_S = 1.0
+"""How soon a reconnection is noticed: a restarted server has forgotten the request, and perhaps the consumer."""
 
 
 class Pull:
@@ -39,6 +41,7 @@ class Pull:
         self._messages: deque[Msg] = deque()
         self._owed = 0
         self._heard_at = 0.0
+        self._reconnects = 0
         self._doubt = False
         self._wake = asyncio.Event()
         self._inbox = ""
@@ -61,7 +64,7 @@ class Pull:
         while True:
             if self._doubt:
                 await self._check()
-            if self._owed <= 0 or time.monotonic() - self._heard_at > SILENCE_S:
+            if self._owed <= 0:
                 await self._request()
             if self._messages:
                 taken = list(self._messages)
@@ -69,13 +72,13 @@ class Pull:
                 return taken
             self._wake.clear()
             try:
-                await asyncio.wait_for(self._wake.wait(), SILENCE_S)
+                await asyncio.wait_for(self._wake.wait(), LOOK_EVERY_S)
             except TimeoutError:
-                self._doubt = True
+                self._doubt = self._client.stats["reconnects"] > self._reconnects or time.monotonic() - self._heard_at > SILENCE_S
 
     async def _request(self) -> None:
         want = {"batch": self._batch, "expires": int(EXPIRES_S * 1e9), "idle_heartbeat": int(HEARTBEAT_S * 1e9)}
-        self._owed, self._heard_at = self._batch, time.monotonic()
+        self._owed, self._heard_at, self._reconnects = self._batch, time.monotonic(), self._client.stats["reconnects"]
         await self._client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}", json.dumps(want).encode(), self._inbox)
 
     async def _check(self) -> None:

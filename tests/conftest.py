@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from shared.migrate import migrate
+from tests import ports
 from tests.servers import Nats, Postgres
 
 settings.register_profile("refresher", deadline=None)  # a busy machine is slow, not wrong
@@ -92,5 +93,4 @@ def listening_port() -> Iterator[int]:
 @pytest.fixture
 def unused_port() -> int:
     """Give a loopback port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    return ports.take()

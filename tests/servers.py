@@ -1,6 +1,7 @@
 """Real servers for the tests: started as child processes, stopped by pid."""
 
 import contextlib
+import json
 import os
 import pwd
 import signal
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.embedded import nats, postgres
-from services.embedded.program import Program, remembered_port
+from services.embedded.program import Program
+from tests import ports
 
 
 def start(program: Program) -> "subprocess.Popen[bytes]":
@@ -61,7 +63,7 @@ class Nats:
     """A NATS server with JetStream that a test may kill and start again on the same store and port."""
 
     def __init__(self, data: Path) -> None:
-        remembered_port(data, "nats")  # any: while a test has it stopped, another run's server must not take its place
+        (data / "ports.json").write_text(json.dumps(ports.taken("nats")))
         self._server = nats.prepare(data)
         self.url = self._server.url
         self.process = start(self._server.program)
@@ -86,7 +88,7 @@ class Postgres:
     """A PostgreSQL server that a test may stop and start again."""
 
     def __init__(self, data: Path) -> None:
-        remembered_port(data, "postgres")
+        (data / "ports.json").write_text(json.dumps(ports.taken("postgres")))
         self._server = postgres.prepare(data, {"fsync": "off", "max_connections": "60"})
         self.url = self._server.url
         self.start()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from services.embedded.program import free_port
+from tests import ports
 from tests.servers import stop
 
 
@@ -17,7 +17,7 @@ class ServiceProcess:
 
     def __init__(self, name: str, directory: Path, nats_url: str, database_url: str = "", **environment: str) -> None:
         self.name = name
-        self.port = free_port()
+        self.port = ports.take()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = directory / f"{name}-{self.port}.log"
         self._environment = {

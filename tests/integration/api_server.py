@@ -12,7 +12,8 @@ import httpx
 
 from services.api.app import build
 from services.api.settings import ApiSettings
-from services.embedded.program import Program, free_port
+from services.embedded.program import Program
+from tests import ports
 from tests.servers import start, stop
 
 
@@ -33,7 +34,7 @@ def api_server(nats_url: str, database_url: str, directory: Path, *, ready: bool
 
     Waits until it is ready, or with `ready=False` only until it answers.
     """
-    port = free_port()
+    port = ports.take()
     log = directory / "logs" / "api.log"
     program = Program(
         "api",

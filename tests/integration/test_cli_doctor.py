@@ -9,10 +9,10 @@ import asyncpg
 import pytest
 
 from services.embedded import nats
-from services.embedded.program import Program, free_port
+from services.embedded.program import Program
 from shared import subjects
 from shared.publish import publish_until_stored
-from tests import servers
+from tests import ports, servers
 from tests.commands import Refresher
 from tests.integration.conftest import Bus, Start, interval, until
 from tests.servers import Nats, Postgres
@@ -217,7 +217,7 @@ async def test_a_wrong_password(nats_server: Nats) -> None:
 
 async def test_a_nats_server_without_jetstream(tmp_path: Path) -> None:
     """It answers, but cannot keep anything: told as such, and what hangs on it is left out."""
-    port = free_port()
+    port = ports.take()
     plain = Program("nats", (nats.binary(), "--addr", "127.0.0.1", "--port", str(port)), log=tmp_path / "logs" / "plain.log")
     process = servers.start(plain)
     try:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from tests import ports
 from tests.servers import Nats, Postgres, stop
 from tests.standin.server import StandIn
 
@@ -29,6 +30,8 @@ class Up:
         self.data = data
         clean = {name: value for name, value in os.environ.items() if not name.startswith("REFRESHER_")}
         self.environment = {**clean, "REFRESHER_DATA_DIR": str(data), **environment}
+        data.mkdir(mode=0o700)
+        (data / "ports.json").write_text(json.dumps(ports.taken("api", "scheduler", "runner", "recorder", "nats", "postgres")))
         self.output = data.parent / f"{data.name}-output"
         self.start()
 
@@ -72,6 +75,17 @@ class Up:
         """Return the child whose command line holds these words."""
         (found,) = (each for each in psutil.Process(self.process.pid).children() if all(word in " ".join(each.cmdline()) for word in words))
         return found
+
+
+def insist(ask: Callable[[], Any], deadline_s: float = 60) -> Any:
+    """Ask until the system, which is getting up again, answers."""
+    end = time.monotonic() + deadline_s
+    while True:
+        try:
+            return ask()
+        except httpx.HTTPError:
+            assert time.monotonic() < end
+            time.sleep(0.2)
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
@@ -154,17 +168,9 @@ def test_what_dies_is_started_again(open_directory: Path, standin: StandIn) -> N
             up.child(name).kill()
             before = up.output.stat().st_size
             up.wait_for(f"{name.removeprefix('services.').removesuffix('-server')} ended", max(0, before - 500))
-        end = time.monotonic() + 60
-        while True:
-            try:
-                run = httpx.post(f"{up.api}/api/v1/runs", json={"engine": "noop"}).raise_for_status().json()
-                break
-            except httpx.HTTPError:
-                assert time.monotonic() < end, up.output.read_text()
-                time.sleep(0.2)
-        while run["run_id"] not in {result["run_id"] for result in up.results()}:
-            assert time.monotonic() < end, up.output.read_text()
-            time.sleep(0.2)
+        run = insist(lambda: httpx.post(f"{up.api}/api/v1/runs", json={"engine": "noop"}).raise_for_status().json())
+        row = insist(lambda: httpx.get(f"{up.api}/api/v1/results/{run['run_id']}").raise_for_status().json())
+        assert row["status"] == "succeeded"
     finally:
         stop(up.process)
 
