@@ -10,8 +10,11 @@ from shared.connect import NATS_AWAY
 
 log = logging.getLogger(__name__)
 
-ALREADY_THERE = 10077
-"""The server's code for a second message on a subject that may hold one."""
+ALREADY_THERE = (10077, "maximum messages per subject exceeded")
+"""What the server says to a second message on a subject that may hold one.
+
+The code alone does not tell: a stream that is full says the same one, with other words, and the message is then nowhere.
+"""
 
 
 async def publish(
@@ -25,7 +28,7 @@ async def publish(
     try:
         acknowledgement = await js.publish(subject, payload, stream=stream, headers={**(headers or {}), "Nats-Msg-Id": message_id})
     except APIError as error:
-        if error.err_code == ALREADY_THERE:
+        if (error.err_code, error.description) == ALREADY_THERE:
             return False
         raise
     return not acknowledgement.duplicate

@@ -56,6 +56,16 @@ def test_every_setting_is_explained() -> None:
     assert all(line.rsplit("|", 2)[1].strip() for line in as_markdown().splitlines())
 
 
+def test_the_settings_command_shows_what_is_set_but_no_password() -> None:
+    """What is in force here is in the table; an address that may hold a password is only said to be set."""
+    environment = {**os.environ, "REFRESHER_SITE": "office", "REFRESHER_NATS_URL": "nats://user:secret@example.org"}
+    shown = subprocess.run([REFRESHER, "settings"], env=environment, capture_output=True, text=True, timeout=30, check=True).stdout
+    rows = {line.split("\t")[0]: line.split("\t")[3] for line in shown.splitlines()}
+    assert rows["REFRESHER_SITE"] == "office"
+    assert rows["REFRESHER_NATS_URL"] == "set"
+    assert "secret" not in shown
+
+
 def test_links_lead_somewhere() -> None:
     """Every relative link of the README and of CONTRIBUTING is a file or folder here."""
     for page in ("README.md", "CONTRIBUTING.md"):

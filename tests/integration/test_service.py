@@ -1,6 +1,9 @@
 """What every service does around its own work."""
 
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -23,6 +26,7 @@ async def test_health_metrics_and_micro_endpoints(name: str, bus: Bus, start: St
     metrics = (await http.get("/metrics")).text
     assert "refresher_build_info" in metrics
     assert "refresher_loop_lag_seconds_bucket" in metrics
+    assert _healthcheck(service) == 0
     answer = await bus.client.request(f"$SRV.PING.refresher-{name}", b"", timeout=2)
     assert f'"name":"refresher-{name}"'.encode() in answer.data.replace(b'": "', b'":"')
     nats_server.kill()
@@ -32,6 +36,7 @@ async def test_health_metrics_and_micro_endpoints(name: str, bus: Bus, start: St
         return ready.status_code == 503 and "nats" in ready.json()["down"]
 
     await until(told, 20)
+    assert _healthcheck(service) == 1
     assert service.process.poll() is None
     nats_server.start()
 
@@ -64,3 +69,10 @@ def test_a_wrong_setting_is_one_sentence(name: str, tmp_path: Path) -> None:
     assert "REFRESHER_LOG_LEVEL" in told
     assert "'loud'" in told
     assert "Traceback" not in told
+
+
+def _healthcheck(service: ServiceProcess) -> int:
+    """Run what asks in a container whether the service is ready, and return its exit code."""
+    nobody = {f"REFRESHER_{name.upper()}_PORT": "9" for name in SERVICES}
+    environment = {**os.environ, **nobody, f"REFRESHER_{service.name.upper()}_PORT": str(service.port)}
+    return subprocess.run([sys.executable, "-m", "shared.healthcheck"], env=environment, stderr=subprocess.DEVNULL, check=False).returncode
