@@ -50,7 +50,7 @@ def build(settings: ApiSettings) -> tuple[Service, FastAPI]:
     for module in (results, summary, schedules, runs, live, widget):
         app.include_router(module.router)
     add_health(app, service)
-    add_metrics(app, service, LastValues(parts.database))
+    add_metrics(app, service, LastValues(parts.database, parts.bus))
     install(app)
     complete(app)
     app.add_middleware(Guard, hosts=settings.api_hosts)

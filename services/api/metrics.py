@@ -2,8 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import takewhile
+from typing import Any, TypeVar
 
 import asyncpg
 from fastapi import FastAPI
@@ -14,12 +16,17 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api import store
+from services.api.bus import Bus
 from services.api.database import Database
 from services.api.feed import Feed
+from services.api.overdue import RUNS, awaited_since
 from services.api.problems import documented
 from services.api.queries import LATEST_PER_LINE
 from shared.errors import Unavailable
 from shared.service import Service
+
+T = TypeVar("T")
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _PATIENCE_S = 3.0
@@ -63,18 +70,23 @@ class Measured:
 
 
 class LastValues(Collector):
-    """The newest result of each site and engine, read at every scrape. A value is absent after a failure, never 0 or -1."""
+    """The newest results of each site and engine, read at every scrape. A value is absent after a failure, never 0 or -1."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, bus: Bus) -> None:
+        self._database, self._bus = database, bus
         self._rows: Sequence[asyncpg.Record] = ()
+        self._awaited_since: dict[tuple[str, str], datetime] = {}
 
     async def refresh(self) -> None:
-        """Read them anew; while Postgres is away there are none, and the scrape goes on."""
-        try:
-            self._rows = await asyncio.wait_for(self._database.rows(LATEST_PER_LINE), _PATIENCE_S)
-        except (Unavailable, TimeoutError):
-            self._rows = ()
+        """Read them anew; while Postgres or NATS is away there are none of it, and the scrape goes on."""
+        rows, stored = await asyncio.gather(
+            _or_none(self._database.rows(LATEST_PER_LINE)),
+            _or_none(store.everything(self._bus)),
+        )
+        schedules = [each.schedule for each in stored or () if each.schedule]
+        # without Postgres nobody can say that a result is missing
+        awaited = {} if rows is None else await asyncio.to_thread(awaited_since, schedules, datetime.now(UTC))
+        self._rows, self._awaited_since = rows or (), awaited
 
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges, under the names that speed test dashboards use."""
@@ -85,6 +97,22 @@ class LastValues(Collector):
                 if value is not None:
                     gauge.add_metric((row["site"], row["engine"]), value * factor)
             yield gauge
+        limit = GaugeMetricFamily(
+            "refresher_result_age_limit_seconds",
+            f"An older newest result means that the last {RUNS} due runs left none.",
+            labels=("site", "engine"),
+        )
+        for line, since in self._awaited_since.items():
+            limit.add_metric(line, (datetime.now(UTC) - since).total_seconds())
+        yield limit
+
+
+async def _or_none(read: Coroutine[Any, Any, T]) -> T | None:
+    """Return what is read, or None when it is away or takes too long for a scrape."""
+    try:
+        return await asyncio.wait_for(read, _PATIENCE_S)
+    except (Unavailable, TimeoutError):
+        return None
 
 
 _GAUGES = (
@@ -95,6 +123,9 @@ _GAUGES = (
     ("speedtest_jitter_latency_milliseconds", "Jitter of the newest run.", "jitter_s", 1_000),
     ("speedtest_server_id", "The server of the newest run, where its id is a number.", "server_id", 1),
     ("refresher_result_age_seconds", "Time since the newest run that succeeded or failed ended.", "age_s", 1),
+    ("refresher_failed_runs_in_a_row", "Failed runs since the last success, among the newest ten.", "failed_in_a_row", 1),
+    ("refresher_download_best_of_3_bits_per_second", "Best download rate of the last three, among the newest ten runs.", "best", 1),
+    ("refresher_download_worst_of_3_bits_per_second", "Worst download rate of the last three, among the newest ten runs.", "worst", 1),
 )
 
 
@@ -105,8 +136,16 @@ def _value(row: asyncpg.Record, column: str) -> float | None:
         identity: Any = row["server_id"]
         ours = row["status"] == "succeeded" and identity and identity.isascii() and identity.isdecimal() and len(identity) <= 15
         return float(identity) if ours else None
+    if column == "failed_in_a_row":
+        return float(len(list(takewhile(lambda status: status == "failed", row["statuses"]))))
+    if column in _OF_THREE:
+        last = [rate for rate in row["rates"] if rate is not None][:3]
+        return float(_OF_THREE[column](last)) if len(last) == 3 else None
     value: float | None = row[column]
     return value
+
+
+_OF_THREE: dict[str, Callable[[list[float]], float]] = {"best": max, "worst": min}
 
 
 def add_metrics(app: FastAPI, service: Service, last: LastValues) -> None:

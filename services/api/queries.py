@@ -188,14 +188,21 @@ WITH RECURSIVE pair AS (
     SELECT site, engine FROM results WHERE (site, engine) > (pair.site, pair.engine) ORDER BY site, engine LIMIT 1
   ) AS following
 )
-SELECT pair.site, pair.engine, latest.*, extract(epoch FROM now() - latest.finished_at)::double precision AS age_s
+SELECT pair.site, pair.engine, latest.*, extract(epoch FROM now() - latest.finished_at)::double precision AS age_s, recent.*
 FROM pair CROSS JOIN LATERAL (
   SELECT status, finished_at, download_bps, upload_bps, latency_s, jitter_s, server_id FROM results
   WHERE site = pair.site AND engine = pair.engine AND status IN ('succeeded', 'failed')
   ORDER BY due_at DESC, run_id DESC LIMIT 1
-) AS latest
+) AS latest CROSS JOIN LATERAL (
+  SELECT array_agg(status ORDER BY due_at DESC, run_id DESC) AS statuses, array_agg(download_bps ORDER BY due_at DESC, run_id DESC) AS rates
+  FROM (
+    SELECT status, download_bps, due_at, run_id FROM results
+    WHERE site = pair.site AND engine = pair.engine AND status IN ('succeeded', 'failed')
+    ORDER BY due_at DESC, run_id DESC LIMIT 10
+  ) AS ten
+) AS recent
 """
-"""The newest result that succeeded or failed, per site and engine."""
+"""The newest result that succeeded or failed, per site and engine; of the newest ten such, the statuses and download rates."""
 
 
 def _cursor(row: asyncpg.Record) -> str:

@@ -11,9 +11,12 @@ import asyncpg
 import httpx
 import pytest
 
+from shared import subjects
 from shared.connect import Connection
 from shared.migrate import migrate
+from shared.schedules import Interval, Schedule
 from tests.integration.api_server import api_server, in_process
+from tests.integration.conftest import Bus
 from tests.integration.rows import insert, row
 from tests.servers import Nats, Postgres, running
 
@@ -132,6 +135,62 @@ async def test_the_last_values_are_gauges(api: httpx.AsyncClient, database: Conn
     )
     elapsed = (datetime.now(UTC) - NOW).total_seconds() - 20  # a run takes 20 s here
     assert ages == pytest.approx({home: 4 * 3600 + elapsed, noop: 8 * 3600 + elapsed, office: 3600 + elapsed}, abs=5)
+
+
+async def test_runs_in_a_row_are_gauges(api: httpx.AsyncClient, database: Connection) -> None:
+    """Failures since the last success, and the best and worst of the last three rates; both among the newest ten runs."""
+    hour = timedelta(hours=1)
+    rates = {number: row(NOW - number * hour, download_bps=number * 1e6) for number in (4, 5, 6, 7)}
+    await insert(
+        database,
+        row(NOW - 1 * hour, status="failed"),
+        row(NOW - 2 * hour, status="missed"),
+        row(NOW - 3 * hour, status="failed"),
+        *rates.values(),
+        row(NOW - 8 * hour, status="failed"),
+        *(row(NOW - number * hour, site="down", status="failed") for number in range(1, 13)),
+        *(row(NOW - number * hour, site="down") for number in range(13, 20)),
+        row(NOW - 1 * hour, site="new"),
+        row(NOW - 2 * hour, site="new"),
+    )
+    samples = await _samples(api)
+    of = {site: f'{{engine="speedtest",site="{site}"}}' for site in ("home", "down", "new")}
+    in_a_row = {site: samples[f"refresher_failed_runs_in_a_row{of[site]}"] for site in of}
+    assert in_a_row == {"home": 2, "down": 10, "new": 0}
+    rate = {name: value for name, value in samples.items() if name.startswith("refresher_download_")}
+    assert rate == {
+        f"refresher_download_best_of_3_bits_per_second{of['home']}": 6e6,
+        f"refresher_download_worst_of_3_bits_per_second{of['home']}": 4e6,
+    }
+
+
+async def test_the_limit_of_age_is_known_from_the_schedules(
+    api: httpx.AsyncClient, bus: Bus, nats_server: Nats, database: Connection
+) -> None:
+    """How old the newest result of a site and engine may be, even if there never was one; absent while NATS is away."""
+    now = datetime.now(UTC)
+    in_the_middle = Interval(every_s=600, phase_s=int(now.timestamp() + 300) % 600)
+    for name, begins in (("often", now - timedelta(days=1)), ("new", now)):
+        await bus.put(Schedule(name=name, engine="noop", sites=(name, "home"), timing=in_the_middle, active_since=begins))
+    await (await bus.js.key_value(subjects.SCHEDULES)).put("broken", b"no schedule")
+    await insert(database, row(NOW))
+
+    async def limits() -> dict[str, float]:
+        samples = await _samples(api)
+        assert 'speedtest_up{engine="speedtest",site="home"}' in samples
+        return {name: value for name, value in samples.items() if name.startswith("refresher_result_age_limit_seconds")}
+
+    of = {site: f'refresher_result_age_limit_seconds{{engine="noop",site="{site}"}}' for site in ("often", "home")}
+    assert await limits() == {each: pytest.approx(1_500, abs=20) for each in of.values()}
+    nats_server.kill()
+    end = time.monotonic() + 20
+    while await limits():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    nats_server.start()
+    while not await limits():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
 
 
 async def test_requests_are_counted_by_template(api: httpx.AsyncClient) -> None:
