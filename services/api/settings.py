@@ -11,7 +11,7 @@ class ApiSettings(DatabaseSettings):
     api_port: Port = 8470
     """The port for that; 0 takes any free one."""
     api_hosts: str = ""
-    """The names under which the API may be called besides localhost and loopback addresses, separated by commas.
+    """The names under which the API may be called besides localhost and plain addresses, separated by commas.
 
     `*` allows every name: only behind a proxy that checks it, for else any web page could have a name of its own point
     here and read the answers (DNS rebinding).
