@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock bench-idle bench-latency clean
+.PHONY: help run test check format lock dashboards bench-idle bench-latency clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lock: $(VENV)/.dev ## upgrade every dependency and write the lock files anew
 	$(LOCK) --extra embedded --group build pyproject.toml --constraints requirements/dev.txt --output-file requirements/runtime.txt
 	$(LOCK) pyproject.toml --constraints requirements/dev.txt --output-file requirements/server.txt
 	$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
+
+dashboards: $(VENV)/.dev ## write Grafana's dashboards anew from grafana/*.py
+	$(BIN)/python -m grafana.build
 
 bench-idle: $(VENV)/.dev ## memory and CPU of the idle embedded system
 	$(BIN)/python -m bench.idle
