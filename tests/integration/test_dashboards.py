@@ -175,8 +175,8 @@ def test_grafana_is_given_both_sources_and_no_secret() -> None:
     """Postgres as a user that only reads, with its password from a secret's file; and Prometheus."""
     postgres, prometheus = _provisioning("datasources")["datasources"]
     assert (postgres["type"], postgres["uid"]) == (POSTGRES.type_val, POSTGRES.uid)
-    assert (postgres["url"], postgres["user"], postgres["jsonData"]["database"]) == ("postgres:5432", "grafana", "refresher")
-    assert postgres["secureJsonData"] == {"password": "$__file{/run/secrets/postgres_grafana}"}
+    assert (postgres["url"], postgres["user"], postgres["jsonData"]["database"]) == ("postgres:5432", "refresher_grafana", "refresher")
+    assert postgres["secureJsonData"] == {"password": "$__file{/run/secrets/database-refresher_grafana}"}
     assert (prometheus["type"], prometheus["uid"]) == (PROMETHEUS.type_val, PROMETHEUS.uid)
     assert prometheus["url"] == "http://prometheus:9090"
     (provider,) = _provisioning("dashboards")["providers"]
