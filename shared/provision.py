@@ -102,13 +102,14 @@ CONSUMERS = (
 )
 
 
-async def provision(js: JetStreamContext) -> None:
-    """Create or update every stream, bucket and shared consumer.
+async def provision(js: JetStreamContext, replicas: int = 1) -> None:
+    """Create or update every stream, bucket and shared consumer, each on at least so many servers of a cluster.
 
     Raises: nats.errors.Error when the server refuses or does not answer.
     """
     for stream in STREAMS:
-        await _stream(js, stream.evolve(retention=RetentionPolicy.LIMITS, storage=stream.storage or StorageType.FILE))
+        config = stream.evolve(retention=RetentionPolicy.LIMITS, storage=stream.storage or StorageType.FILE, num_replicas=replicas)
+        await _stream(js, config)
     for name, consumer in CONSUMERS:
         await js.add_consumer(name, consumer)
 
@@ -139,4 +140,6 @@ async def _stream(js: JetStreamContext, config: StreamConfig) -> None:
     except BadRequestError as error:
         if error.err_code != 10058:  # the stream is there with other settings
             raise
-        await js.update_stream(config)
+        # never lowered: one service that was not told of the cluster would take the copies away from all
+        found = (await js.stream_info(str(config.name))).config.num_replicas or 1
+        await js.update_stream(config.evolve(num_replicas=max(found, config.num_replicas or 1)))

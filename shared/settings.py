@@ -17,6 +17,8 @@ class Settings(BaseSettings):
 
     nats_url: Annotated[str, Field(repr=False)] = "nats://127.0.0.1:4222"
     """The NATS server or servers, separated by commas; user and password may be part of the URL."""
+    nats_replicas: Annotated[int, Field(ge=1, le=5)] = 1
+    """On how many servers of a NATS cluster each stream is kept: 3 survives the loss of one. Raised where it is less, never lowered."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """`auto` writes text to a terminal and JSON elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

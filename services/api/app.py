@@ -32,7 +32,7 @@ def build(settings: ApiSettings) -> tuple[Service, FastAPI]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with service.running(), parts.database.opened():
-            await provision(client_of(service.broker)[1])
+            await provision(client_of(service.broker)[1], settings.nats_replicas)
             closing = asyncio.create_task(parts.feed.close_after(service.stopping))
             yield
             closing.cancel()

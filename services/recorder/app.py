@@ -50,7 +50,7 @@ def build(settings: RecorderSettings) -> tuple[Service, Starlette]:
         try:
             async with service.running():
                 client, js = client_of(service.broker)
-                await provision(js)
+                await provision(js, settings.nats_replicas)
                 service.spawn(Recorder(pool, metrics, settings.recorder_batch).run(client, js), "recording")
                 service.spawn(abandoned.watch(client, js, metrics), "settling abandoned ticks")
                 service.spawn(_watch_queues(js, metrics), "watching the queues")

@@ -149,7 +149,7 @@ def build(settings: RunnerSettings) -> tuple[Service, Starlette]:
     async def lifespan() -> AsyncIterator[None]:
         await service.broker.connect()
         _, js = client_of(service.broker)
-        await provision(js)
+        await provision(js, settings.nats_replicas)
         await provision_runner(js, settings.site)
         async with service.running():
             service.spawn(runner.heartbeat.beat(js), "heartbeat")

@@ -110,7 +110,7 @@ def build(settings: SchedulerSettings) -> tuple[Service, Starlette]:
     async def lifespan() -> AsyncIterator[None]:
         async with service.running():
             client, js = client_of(service.broker)
-            await provision(js)
+            await provision(js, settings.nats_replicas)
             service.spawn(scheduler.follow(follow(client, js)), "following the schedules")
             service.spawn(scheduler.publish(js), "publishing ticks")
             yield
