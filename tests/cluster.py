@@ -2,22 +2,25 @@
 
 import contextlib
 import json
+import socket
+import subprocess
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 from services.embedded import nats
-from services.embedded.program import Program, free_port
+from services.embedded.program import Program
 from tests.servers import start, stop, wait_for_port
 
 
 class Member:
     """One server of the cluster, which a test may kill and start again on the same store and ports."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, ports: list[int]) -> None:
         self.name = name
-        self.port, self.route, self.monitor = free_port(), free_port(), free_port()
+        self.port, self.route, self.monitor = ports
+        self.process: subprocess.Popen[bytes] | None = None
         self.url = f"nats://127.0.0.1:{self.port}"
         self._directory = directory / name
         self._directory.mkdir()
@@ -41,12 +44,14 @@ class Member:
 
     def kill(self) -> None:
         """End it as a power cut would."""
+        assert self.process
         self.process.kill()
         self.process.wait()
 
     def stop(self) -> None:
-        """Stop it."""
-        stop(self.process)
+        """Stop it, if it was started."""
+        if self.process:
+            stop(self.process)
 
     def told(self, path: str) -> Any:
         """Return what its monitoring page says."""
@@ -58,10 +63,14 @@ class Cluster:
     """Three servers; `url` names all of them, as the setting of a service does."""
 
     def __init__(self, directory: Path) -> None:
-        self.members = [Member(f"n{number}", directory) for number in (1, 2, 3)]
+        ports = _free_ports(9)
+        self.members = [Member(f"n{number}", directory, ports[3 * number : 3 * number + 3]) for number in range(3)]
         self.url = ",".join(member.url for member in self.members)
         for member in self.members:
             member.configure([each.route for each in self.members])
+
+    def start(self) -> None:
+        """Start all."""
         for member in self.members:
             member.start()
 
@@ -83,3 +92,9 @@ class Cluster:
         """Stop all."""
         for member in self.members:
             member.stop()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that are free and all different: asked for one after the other, one may come twice."""
+    with contextlib.ExitStack() as held:
+        return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
