@@ -1,6 +1,8 @@
 """Apply the SQL files of `shared/migrations`, in order, each once, each in its own transaction."""
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from importlib.resources import files
 
@@ -25,29 +27,48 @@ def available() -> list[tuple[str, str]]:
     return [(entry.name.removesuffix(".sql"), entry.read_text()) for entry in sorted(found, key=lambda entry: entry.name)]
 
 
-async def migrate(connection: Connection) -> list[str]:
+async def migrate(connection: Connection, *, up_to: str | None = None) -> list[str]:
     """Bring the schema up to date and return the names of what was applied; several processes may call it at once.
 
+    `up_to` names the last migration to apply: a backup is restored into the schema that it was made of.
     Raises: ConfigurationError when an applied migration is not the one that this version ships, or is unknown to it.
     """
-    applied: list[str] = []
-    await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
-    try:
-        await connection.execute(_LEDGER)
-        done = {row["name"]: row["sha256"] for row in await connection.fetch("SELECT name, sha256 FROM refresher_migrations")}
-        ours = available()
-        _refuse_strangers(done, dict(ours))
-        for name, sql in ours:
-            if name in done:
+    names: list[str] = []
+    async with alone(connection):
+        async with connection.transaction():  # in a transaction of the caller's, too, a refusal leaves the unlocking possible
+            await connection.execute(_LEDGER)
+        done = await applied(connection)
+        for name, sql in available():
+            if name in done or (up_to is not None and name > up_to):
                 continue
             async with connection.transaction():
                 await connection.execute(sql)
                 await connection.execute("INSERT INTO refresher_migrations (name, sha256) VALUES ($1, $2)", name, _digest(sql))
             log.info("migration applied", extra={"migration": name})
-            applied.append(name)
+            names.append(name)
+    return names
+
+
+@asynccontextmanager
+async def alone(connection: Connection) -> AsyncIterator[None]:
+    """Keep every other process from changing the schema; the same connection may ask for it again inside."""
+    await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+    try:
+        yield
     finally:
         await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK)
-    return applied
+
+
+async def applied(connection: Connection) -> dict[str, str]:
+    """Return the names of the migrations that a database has, with the SHA-256 of each.
+
+    Raises: ConfigurationError when one of them is not the one that this version ships, or is unknown to it.
+    """
+    if not await connection.fetchval("SELECT to_regclass('refresher_migrations') IS NOT NULL"):
+        return {}
+    done = {row["name"]: row["sha256"] for row in await connection.fetch("SELECT name, sha256 FROM refresher_migrations ORDER BY name")}
+    _refuse_strangers(done, dict(available()))
+    return done
 
 
 async def pending(connection: Connection) -> list[str]:
