@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock dashboards bench-idle bench-latency clean
+.PHONY: help run test check format lock dashboards bench-idle bench-latency clean backup restore
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,11 @@ lock: $(VENV)/.dev ## upgrade every dependency and write the lock files anew
 
 dashboards: $(VENV)/.dev ## write Grafana's dashboards anew from grafana/*.py
 	$(BIN)/python -m grafana.build
+backup: $(VENV)/.runtime ## save results and schedules in FILE=refresher-<now>.tar.gz
+	@$(BIN)/refresher backup "$(or $(FILE),refresher-$(shell date -u +%Y%m%dT%H%M%SZ).tar.gz)"
+
+restore: $(VENV)/.runtime ## bring back FILE=... on an empty system
+	@$(BIN)/refresher restore "$(or $(FILE),$(error say which: make restore FILE=refresher-20260101T000000Z.tar.gz))"
 
 bench-idle: $(VENV)/.dev ## memory and CPU of the idle embedded system
 	$(BIN)/python -m bench.idle
