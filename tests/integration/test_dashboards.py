@@ -179,6 +179,8 @@ def test_grafana_is_given_both_sources_and_no_secret() -> None:
     assert postgres["secureJsonData"] == {"password": "$__file{/run/secrets/database-refresher_grafana}"}
     assert (prometheus["type"], prometheus["uid"]) == (PROMETHEUS.type_val, PROMETHEUS.uid)
     assert prometheus["url"] == "http://prometheus:9090"
+    scraped = yaml.safe_load((dashboards.DIRECTORY.parent / "deploy" / "prometheus" / "prometheus.yml").read_text())["global"]
+    assert prometheus["jsonData"]["timeInterval"] == scraped["scrape_interval"], "Grafana takes rates over four scrapes"
     (provider,) = _provisioning("dashboards")["providers"]
     assert provider["options"]["path"] == "/etc/grafana/dashboards"
     assert not provider["allowUiUpdates"]
