@@ -91,12 +91,17 @@ class Postgres:
         (data / "ports.json").write_text(json.dumps(ports.taken("postgres")))
         self._server = postgres.prepare(data, {"fsync": "off", "max_connections": "60"})
         self.url = self._server.url
+        self._state = data / "postgres" / "postmaster.pid"
         self.start()
 
     def start(self) -> None:
         """Start it (again) and wait until it takes connections."""
         self.process = start(self._server.program)
         wait_for_port(port_of(self.url))
+        end = time.monotonic() + 20
+        while "ready" not in self._state.read_text():  # it listens a while before it is, and refuses until then
+            assert time.monotonic() < end, "PostgreSQL does not become ready"
+            time.sleep(0.02)
 
     def stop(self) -> None:
         """Stop it, ending its sessions."""
