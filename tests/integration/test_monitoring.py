@@ -16,8 +16,9 @@ import httpx
 import pytest
 import yaml
 
-from services.embedded.program import Program, free_port
+from services.embedded.program import Program
 from shared.connect import Connection
+from tests import ports
 from tests.debian import program
 from tests.integration.conftest import Bus, Start, interval, until
 from tests.integration.rows import insert, row
@@ -55,7 +56,7 @@ def promtool() -> Path:
 @contextmanager
 def running(name: str, directory: Path, *arguments: str, ready: str, **environment: str) -> Iterator[str]:
     """Run a program of Debian's on a loopback port until the end of the block; wait until `ready` answers, give its URL."""
-    port = free_port()
+    port = ports.take()
     log = directory / f"{name}.log"
     command = (str(program(name, f"usr/bin/{name}")), f"--web.listen-address=127.0.0.1:{port}", *arguments)
     process = start(Program(name, command, environment, log=log))
@@ -147,7 +148,7 @@ def test_every_alert_is_tested_firing_and_resolving(alert: str) -> None:
 def static(targets: dict[str, str], alertmanager: str) -> dict[str, Any]:
     """Return the shipped configuration with these targets, by job, in place of names that only containers know."""
     config: dict[str, Any] = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    config["global"] = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(file) for file in (*SHIPPED, PLAN)]
     config["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": [alertmanager]}]}]
     config["scrape_configs"] = [
@@ -190,7 +191,7 @@ async def test_every_rule_works_on_the_real_services(
     """
     now = datetime.now(UTC)
     await insert(database, *(row(now - timedelta(minutes=minutes)) for minutes in (1, 2, 3)))
-    await bus.put(interval("steady", 1))
+    await bus.put(interval("steady", 5))
     with StandIn(download_bps=200e6) as line:
         services = {name: start(name, database_url) for name in ("scheduler", "recorder", "api")}
         services["runner"] = start("runner", **line.environment())
@@ -207,10 +208,10 @@ async def test_every_rule_works_on_the_real_services(
             store = f"--storage.tsdb.path={tmp_path / 'prometheus'}"
             with running("prometheus", tmp_path, f"--config.file={config}", store, ready="/-/ready") as prometheus:
                 async with httpx.AsyncClient(base_url=f"{prometheus}/api/v1") as client:
-                    await _metrics_of_the_rules_exist(client)
-                    await _rules_are_evaluated_and_quiet(client)
                     async with httpx.AsyncClient(base_url=services["api"].url) as api:
                         await _download_arrives(client, api, str(wanted.run_id))
+                    await _metrics_of_the_rules_exist(client)
+                    await _rules_are_evaluated_and_quiet(client)
 
 
 async def _metrics_of_the_rules_exist(client: httpx.AsyncClient) -> None:
@@ -235,7 +236,7 @@ async def _rules_are_evaluated_and_quiet(client: httpx.AsyncClient) -> None:
         alarmed = {rule["name"] for rule in found if rule.get("state", "inactive") != "inactive"}
         return {rule["health"] for rule in found} == {"ok"} and not alarmed & quiet
 
-    await until(so, 30)
+    await until(so, 45)
 
 
 async def _download_arrives(client: httpx.AsyncClient, api: httpx.AsyncClient, run_id: str) -> None:
