@@ -80,6 +80,8 @@ def running(name: str, directory: Path, *arguments: str, ready: str, **environme
 def test_prometheus_accepts_what_it_is_given(promtool: Path) -> None:
     """The configuration and every rule are valid and name nothing that is not there, the example of a plan included."""
     assert "SUCCESS" in says(promtool, "check", "config", PROMETHEUS / "prometheus.yml")
+    (pattern,) = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["rule_files"]
+    assert {*SHIPPED} <= {*PROMETHEUS.glob(pattern)}
     assert "SUCCESS" in says(promtool, "check", "rules", "--lint=all", "--lint-fatal", *SHIPPED, PLAN)
 
 
