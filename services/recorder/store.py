@@ -63,15 +63,14 @@ _NOTHING = Measurement()
 
 
 async def insert(connection: Connection, results: Sequence[Result]) -> int:
-    """Store results in one transaction and return how many were new.
+    """Store results, all or none (it is one statement), and return how many were new.
 
     A result already stored is a redelivery, not an error: the primary key drops it.
     Raises: one of REFUSED for a value that cannot be stored, asyncpg.PostgresError or OSError when the server does not
     take it now; nothing is stored then.
     """
     columns = list(zip(*map(_row, results), strict=True))
-    async with connection.transaction():
-        return len(await connection.fetch(_INSERT, *columns))
+    return len(await connection.fetch(_INSERT, *columns))
 
 
 async def add_partitions(connection: Connection, months: set[date]) -> None:

@@ -41,7 +41,8 @@ class Runner:
         host = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname()).strip("-") or "runner"
         self.id = f"{host}-{secrets.token_hex(3)}"
         self.site = site
-        self.heartbeat = Heartbeat(self.id, site)
+        self._engines = probes.names()  # once: it reads the metadata of every installed package
+        self.heartbeat = Heartbeat(self.id, site, self._engines)
         self._broker = broker
         self._metrics = metrics
         self._measuring: asyncio.Task[Result] | None = None
@@ -81,7 +82,7 @@ class Runner:
         """Measure and return the result, or None when this runner was told to stop."""
         if self._stopping:
             return None
-        engine = tick.engine if tick.engine in probes.names() else "unknown"
+        engine = tick.engine if tick.engine in self._engines else "unknown"
         self._metrics.redeliveries.inc(attempt > 1)
         self._metrics.waited.observe(max(0.0, (datetime.now(UTC) - tick.due_at).total_seconds()))
         self.heartbeat.busy_with(tick.run_id)

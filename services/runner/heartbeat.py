@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import socket
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from uuid import UUID
 
 from nats.js import JetStreamContext
 
-from services.runner import probes
 from shared import subjects
 from shared.connect import NATS_AWAY
 from shared.provision import HEARTBEAT_S
@@ -21,9 +21,8 @@ log = logging.getLogger(__name__)
 class Heartbeat:
     """The sign of life of one runner."""
 
-    def __init__(self, runner_id: str, site: str) -> None:
-        self._id, self._site = runner_id, site
-        self._engines = tuple(probes.names())
+    def __init__(self, runner_id: str, site: str, engines: Sequence[str]) -> None:
+        self._id, self._site, self._engines = runner_id, site, tuple(engines)
         self._started_at = datetime.now(UTC)
         self._changed = asyncio.Event()
         self._run_id: UUID | None = None
