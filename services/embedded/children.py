@@ -6,9 +6,11 @@ import ctypes
 import os
 import pwd
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import IO
 
 from services.embedded.program import Program
@@ -31,6 +33,8 @@ class Child:
         self._give_up = give_up
         self._process: asyncio.subprocess.Process | None = None
         self._keeping: asyncio.Task[None] | None = None
+        self.deaths = 0
+        """How often it ended without being told to."""
 
     @property
     def pid(self) -> int | None:
@@ -41,14 +45,22 @@ class Child:
         """Start it and keep it running."""
         self._process = await self._spawn()
         self._keeping = asyncio.create_task(self._keep(self._process), name=self.program.name)
+        self._keeping.add_done_callback(self._kept)
+
+    def let_go(self) -> None:
+        """Do not restart it any more."""
+        if self._keeping:
+            self._keeping.cancel()
 
     async def stop(self) -> None:
         """Ask it to stop, wait, and kill it when it will not."""
-        if self._keeping:
-            self._keeping.cancel()
+        self.let_go()
+        if self._keeping:  # it may be amid a restart
+            await asyncio.wait({self._keeping})
         if self._process is None or self._process.returncode is not None:
             return
-        self._process.send_signal(self.program.stop_signal)
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(self.program.stop_signal)
         try:
             await asyncio.wait_for(self._process.wait(), STOP_WITHIN_S)
         except TimeoutError:
@@ -70,13 +82,30 @@ class Child:
             if code == MISCONFIGURED:  # it has said what is wrong, and would say it again
                 self._give_up()
                 return
+            self.deaths += 1
             if time.monotonic() - started > STEADY_AFTER_S:
                 wait = 0.0
             where = f"; see {self.program.log}" if self.program.log else ""
             self._say(f"{self.program.name} ended ({_told(code)}){where}: restarting{f' in {wait:.0f} s' if wait else ''}")
+            process, wait = await self._restart(wait)
+
+    async def _restart(self, wait: float) -> tuple[asyncio.subprocess.Process, float]:
+        """Start it after `wait` seconds, as often as it takes; return it and how long to wait the next time."""
+        while True:
             await asyncio.sleep(wait)
             wait = min(max(1.0, wait * 2), LONGEST_WAIT_S)
-            self._process = process = await self._spawn()
+            try:
+                self._process = await self._spawn()
+            except (OSError, subprocess.SubprocessError) as error:  # being upgraded, no memory, a full disk: it may pass
+                self._say(f"{self.program.name} cannot be started ({error}): trying again in {wait:.0f} s")
+                continue
+            return self._process, wait
+
+    def _kept(self, keeping: asyncio.Task[None]) -> None:
+        """End everything rather than go on with a program that nobody keeps."""
+        if not keeping.cancelled() and (error := keeping.exception()):
+            self._give_up()
+            self._say(f"{self.program.name} is not kept running any more: {error!r}")
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         program = self.program
@@ -96,7 +125,7 @@ class Child:
                 user=program.user,
                 group=pwd.getpwnam(program.user).pw_gid if program.user else None,
                 extra_groups=[] if program.user else None,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=partial(_die_with_parent, program.stop_signal) if sys.platform == "linux" else None,
             )
 
 
@@ -104,9 +133,12 @@ _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to end this process when the supervisor is killed; elsewhere it would live on."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _die_with_parent(stop_signal: int) -> None:
+    """Ask Linux to stop this process when the supervisor is killed; elsewhere it would live on.
+
+    With its own signal: on SIGTERM, PostgreSQL would wait for its sessions, and the next start for PostgreSQL.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, stop_signal)
 
 
 def _told(code: int) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import os
 import signal
 import sys
 import time
@@ -61,9 +62,15 @@ def _other(data: Path) -> str:
 
 
 def say(line: str) -> None:
-    """Tell the person at the terminal something."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """Tell the person at the terminal something, if there is anyone left."""
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `refresher up | head`: what is still in the buffer must not fail again at the exit
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    except OSError:  # a terminal that is gone, a full disk: no reason to stop measuring
+        pass
 
 
 class _Supervisor:
@@ -95,6 +102,8 @@ class _Supervisor:
             for task in (starting, telling):
                 if task:
                     task.cancel()
+            await asyncio.wait({starting})  # it may be amid the start of a child
+            self._let_go()
             (self._data / "run.json").unlink(missing_ok=True)
             for child in reversed(self._children):
                 await child.stop()
@@ -142,8 +151,14 @@ class _Supervisor:
         self._exit_code = 1
         self._stop.set()
 
+    def _let_go(self) -> None:
+        """Let no child be restarted, before the first one is stopped: it could be one that another misses."""
+        for child in self._children:
+            child.let_go()
+
     def _told_to_stop(self) -> None:
         if self._stop.is_set():  # the second signal: now, not in order
+            self._let_go()
             for child in self._children:
                 child.kill()
         self._stop.set()
