@@ -66,6 +66,7 @@ class Nats:
         (data / "ports.json").write_text(json.dumps(ports.taken("nats")))
         self._server = nats.prepare(data)
         self.url = self._server.url
+        self.configuration = data / "nats.conf"
         self.process = start(self._server.program)
         wait_for_port(port_of(self.url))
 
@@ -109,7 +110,7 @@ class Postgres:
 
     def database(self, name: str) -> str:
         """Return the URL of another database on this server."""
-        return f"{self.url.rsplit('/', 1)[0]}/{name}"
+        return self.url.replace("/postgres?", f"/{name}?")
 
 
 @contextlib.contextmanager

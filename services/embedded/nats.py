@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.embedded.program import Program, beside_python, remembered_port, remembered_secret
+from services.embedded.program import Program, beside_python, remembered_port, remembered_secret, write_whole
 from shared.errors import ConfigurationError
 
 PREFERRED_PORT = 4222
@@ -38,16 +38,16 @@ def prepare(data: Path) -> Nats:
     port = remembered_port(data, "nats", PREFERRED_PORT)
     password = remembered_secret(data, "nats")
     configuration = data / "nats.conf"
-    configuration.touch(0o600)
-    configuration.write_text(
+    write_whole(
+        configuration,
         f'listen: "127.0.0.1:{port}"\n'
         'server_name: "refresher"\n'
-        f"jetstream {{ store_dir: {json.dumps(str(data / 'nats'))}, sync_interval: always }}\n"
+        f"jetstream {{ store_dir: {json.dumps(str(data / 'nats'), ensure_ascii=False)}, sync_interval: always }}\n"
         f'authorization {{ user: "refresher", password: "{password}" }}\n'
-        "logtime: true\n"
+        "logtime: true\n",
     )
     (data / "nats").mkdir(mode=0o700, exist_ok=True)
     return Nats(
-        Program("nats", (binary(), "--config", str(configuration)), log=data / "logs" / "nats.log"),
+        Program("nats", (binary(), "--config", str(configuration)), log=data / "logs" / "nats.log", port=port),
         f"nats://refresher:{password}@127.0.0.1:{port}",
     )

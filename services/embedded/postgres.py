@@ -51,7 +51,7 @@ def prepare(data: Path, settings: dict[str, str] | None = None) -> Postgres:
     user = _account()
     binaries = _binaries(data, user)
     cluster, log = data / "postgres", data / "logs" / "postgres.log"
-    password = remembered_secret(data, "postgres")
+    password = remembered_secret(data, "postgres", cluster / "PG_VERSION")
     if user:
         _must_reach(data, user)
     if not (cluster / "PG_VERSION").exists():
@@ -60,8 +60,16 @@ def prepare(data: Path, settings: dict[str, str] | None = None) -> Postgres:
     options = [f"-c{name}={value}" for name, value in {**SETTINGS, "port": str(port), **(settings or {})}.items()]
     return Postgres(
         # SIGINT is PostgreSQL's fast shutdown: it ends the sessions; SIGTERM would wait for them
-        Program("postgres", (str(binaries / "postgres"), "-D", str(cluster), *options), user=user, log=log, stop_signal=signal.SIGINT),
-        f"postgresql://refresher:{password}@127.0.0.1:{port}/postgres",
+        Program(
+            "postgres",
+            (str(binaries / "postgres"), "-D", str(cluster), *options),
+            user=user,
+            log=log,
+            stop_signal=signal.SIGINT,
+            port=port,
+        ),
+        # without TLS even where the environment asks for it (PGSSLMODE), since it is for other servers
+        f"postgresql://refresher:{password}@127.0.0.1:{port}/postgres?sslmode=disable",
     )
 
 
@@ -110,10 +118,11 @@ def _must_reach(data: Path, user: str) -> None:
 
 
 def _initialise(initdb: Path, cluster: Path, password: str, user: str | None) -> None:
-    cluster.mkdir(mode=0o700, exist_ok=True)
+    """Make the cluster beside its place, and put it there when it is whole."""
+    new = Path(tempfile.mkdtemp(prefix=f"{cluster.name}-", dir=cluster.parent))
     if user:
         account = pwd.getpwnam(user)
-        os.chown(cluster, account.pw_uid, account.pw_gid)
+        os.chown(new, account.pw_uid, account.pw_gid)
     with tempfile.NamedTemporaryFile("w") as file:
         file.write(password)
         file.flush()
@@ -121,7 +130,7 @@ def _initialise(initdb: Path, cluster: Path, password: str, user: str | None) ->
             os.chown(file.name, account.pw_uid, account.pw_gid)
         made = subprocess.run(
             [
-                *(initdb, "-D", cluster, "--username=refresher", f"--pwfile={file.name}", "--auth=scram-sha-256"),
+                *(initdb, "-D", new, "--username=refresher", f"--pwfile={file.name}", "--auth=scram-sha-256"),
                 *("--encoding=UTF8", "--locale=C.UTF-8", "--data-checksums"),
             ],
             capture_output=True,
@@ -132,6 +141,11 @@ def _initialise(initdb: Path, cluster: Path, password: str, user: str | None) ->
             cwd="/",
             check=False,
         )
-    if made.returncode:
-        shutil.rmtree(cluster, ignore_errors=True)
-        raise ConfigurationError(f"initdb could not make a database in {cluster}: {made.stderr.strip()[-500:]}")
+    try:
+        if made.returncode:
+            raise ConfigurationError(f"initdb could not make a database for {cluster}: {made.stderr.strip()[-500:]}")
+        new.rename(cluster)
+    except OSError as error:
+        raise ConfigurationError(f"no database can be put at {cluster} ({error.strerror}): move away what is there") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

@@ -26,6 +26,8 @@ class Program:
     log: Path | None = None
     """Where its output goes; None for this process's own."""
     stop_signal: int = 15
+    port: int | None = None
+    """Where on loopback it listens once it is up, if that is to be waited for."""
 
 
 def free_port(wanted: int | None = None) -> int:
@@ -61,21 +63,58 @@ def wanted_port(variable: str, told: int | None = None) -> int | None:
 
 
 def remembered_port(data: Path, name: str, preferred: int | None = None) -> int:
-    """Return the port that `name` had the last time, so that bookmarks and clients keep working, unless it is taken."""
+    """Return the port that `name` had the last time, so that bookmarks and clients keep working.
+
+    While another program has it, any free one; it is remembered all the same, and is back once it is free.
+    """
     path = data / "ports.json"
-    ports: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
-    ports[name] = free_port(ports.get(name) or preferred)
-    path.write_text(json.dumps(ports))
-    return ports[name]
+    ports = _ports(path)
+    port = free_port(ports.get(name) or preferred)
+    if name not in ports:
+        write_whole(path, json.dumps({**ports, name: port}))
+    return port
 
 
-def remembered_secret(data: Path, name: str) -> str:
-    """Return the password `name`, made from 256 random bits when it is first asked for; only the owner can read the file."""
+def _ports(path: Path) -> dict[str, int]:
+    """Return what is remembered; nothing when the file is damaged: ports can be chosen anew."""
+    try:
+        ports = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {name: port for name, port in ports.items() if type(port) is int and 0 < port < 65_536} if isinstance(ports, dict) else {}
+
+
+def remembered_secret(data: Path, name: str, needed_by: Path | None = None) -> str:
+    """Return the password `name`, made from 256 random bits when it is first asked for; only the owner can read the file.
+
+    Raises: ConfigurationError when it is lost although `needed_by`, which was made with it, exists.
+    """
     path = data / f"{name}.secret"
-    if not path.exists():
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(32))
+    if secret := known_secret(data, name):
+        return secret
+    if needed_by and needed_by.exists():
+        raise ConfigurationError(
+            f"the password in {path} is lost, and the data in {needed_by.parent} cannot be opened without it: "
+            "restore the file from a backup, or move that directory away to start with an empty one"
+        )
+    write_whole(path, secrets.token_urlsafe(32))
     return path.read_text()
+
+
+def known_secret(data: Path, name: str) -> str:
+    """Return the password `name`; empty when there is none."""
+    path = data / f"{name}.secret"
+    return path.read_text().strip() if path.exists() else ""
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that only the owner can read, and that is never there in part, not even after a power cut."""
+    new = path.with_name(f"{path.name}.new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
 
 
 def beside_python(name: str) -> Path:

@@ -199,7 +199,7 @@ async def test_every_rule_works_on_the_real_services(
         services["runner"] = start("runner", **line.environment())
         wanted = await bus.tick("speedtest", upload=False)
         targets = {name: urlsplit(service.url).netloc for name, service in services.items()}
-        source = f"{postgres_server.url}?sslmode=disable"
+        source = postgres_server.url
         with (
             running("prometheus-node-exporter", tmp_path, ready="/") as node,
             running("prometheus-postgres-exporter", tmp_path, ready="/", DATA_SOURCE_NAME=source) as postgres,
