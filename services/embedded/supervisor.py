@@ -11,15 +11,16 @@ import time
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from services.embedded import first_run
 from services.embedded.children import Child
 from services.embedded.program import Program, data_directory
+from services.embedded.readiness import until_listening, until_ready
 from services.embedded.system import System, assemble
-from shared.errors import ConfigurationError, RefresherError, Unavailable
+from shared.errors import ConfigurationError, RefresherError
 
-READY_WITHIN_S = 60.0
+NEW_LINE = "\n             "
+"""To the next line of a list in the summary."""
 
 
 def main(data_dir: Path | None = None, api_port: int | None = None) -> int:
@@ -110,18 +111,17 @@ class _Supervisor:
             say("stopped")
 
     async def _start(self, system: System) -> None:
-        for program in system.servers:
-            await self._launch(program)
-        for url in (system.nats_url, system.database_url):
-            await _until_listening(url)
+        for server in [await self._launch(program) for program in system.servers]:
+            await until_listening(server)
         for program in system.services:
             await self._launch(program)
-        await asyncio.gather(*(_until_ready(name, system.url(name)) for name in system.ports))
+        await asyncio.gather(*(until_ready(name, system.url(name), system.foreign) for name in system.ports))
 
-    async def _launch(self, program: Program) -> None:
+    async def _launch(self, program: Program) -> Child:
         child = Child(program, say, self._give_up)
         self._children.append(child)
         await child.start()
+        return child
 
     async def _tell(self, system: System, took_s: float) -> None:
         """Say where everything is; the first time, set up a schedule and say what its first run brought."""
@@ -140,7 +140,7 @@ class _Supervisor:
             f"\nRefresher runs (started in {took_s:.1f} s).\n"
             f"  API        {api}  (documentation: {api}/docs)\n"
             f"  data       {self._data}\n"
-            f"  scheduled  {f'{NEW_LINE}             '.join(schedules) or 'nothing'}\n"
+            f"  scheduled  {NEW_LINE.join(schedules) or 'nothing'}\n"
             '  look       refresher results --follow   ·   refresher doctor   ·   eval "$(refresher env)" for the NATS command line\n'
             "  stop       Ctrl-C\n"
         )
@@ -162,43 +162,3 @@ class _Supervisor:
             for child in self._children:
                 child.kill()
         self._stop.set()
-
-
-NEW_LINE = "\n"
-
-
-async def _until_listening(url: str) -> None:
-    """Wait until a server takes connections.
-
-    Raises: Unavailable when it does not in time.
-    """
-    where = urlsplit(url.split(",", maxsplit=1)[0])
-    host, port = where.hostname or "127.0.0.1", where.port or {"nats": 4222}.get(where.scheme, 5432)
-    end = time.monotonic() + READY_WITHIN_S
-    while True:
-        try:
-            _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 5)
-        except (OSError, TimeoutError) as error:
-            if time.monotonic() > end:
-                raise Unavailable(f"nothing answers at {host}:{port}: {str(error) or 'timeout'}") from None
-            await asyncio.sleep(0.05)
-            continue
-        writer.close()
-        return
-
-
-async def _until_ready(name: str, url: str) -> None:
-    """Wait until a service says that it is ready.
-
-    Raises: Unavailable when it does not in time.
-    """
-    end = time.monotonic() + READY_WITHIN_S
-    while True:
-        try:
-            await asyncio.to_thread(first_run.request, f"{url}/health/ready")
-        except OSError as error:  # URLError is one of these
-            if time.monotonic() > end:
-                raise Unavailable(f"the {name} is not ready after {READY_WITHIN_S:.0f} s: {error}") from None
-            await asyncio.sleep(0.1)
-            continue
-        return
