@@ -35,6 +35,13 @@ def nats_options(url: str, name: str) -> dict[str, Any]:
     }
 
 
+class _Broker(NatsBroker):
+    def _log_connection_broken(self, error_cb: Any = None) -> Any:
+        # FastStream's own raises on a refused login, which ends nats-py's reconnecting for good: a password that was wrong for
+        # a moment would leave a process that lives and does nothing
+        return error_cb
+
+
 def broker(url: str, name: str) -> NatsBroker:
     """Build the FastStream broker of a service; nothing connects before it is started.
 
@@ -52,7 +59,7 @@ def broker(url: str, name: str) -> NatsBroker:
         if not isinstance(error, ConnectionRefusedError):  # one line per outage is enough: "nats disconnected"
             log.warning("nats error", extra={"error": str(error) or type(error).__name__})
 
-    built = NatsBroker(
+    built = _Broker(
         **nats_options(url, name),
         error_cb=failed,
         reconnected_cb=reconnected,

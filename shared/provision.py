@@ -81,7 +81,6 @@ STREAMS = (
         max_age=3 * HEARTBEAT_S,
         max_bytes=16 * MIB,
         max_msg_size=16 * 1024,
-        storage=StorageType.MEMORY,  # a heartbeat is not worth a write to disk; it is there again within seconds
         allow_rollup_hdrs=True,
         deny_delete=True,
         allow_direct=True,

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+from nats.errors import ConnectionClosedError, MaxPayloadError
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
@@ -37,11 +38,16 @@ async def publish(
 async def publish_until_stored(
     js: JetStreamContext, stream: str, subject: str, payload: bytes, message_id: str, headers: dict[str, str] | None = None
 ) -> bool:
-    """Publish, trying again for as long as it takes, and return whether the message is new."""
+    """Publish, trying again for as long as it takes, and return whether the message is new.
+
+    Raises: MaxPayloadError for a message over the server's limit, ConnectionClosedError when the client has given up.
+    """
     wait = 0.05
     while True:
         try:
             return await publish(js, stream, subject, payload, message_id, headers)
+        except (MaxPayloadError, ConnectionClosedError):
+            raise  # no waiting mends these
         except NATS_AWAY as error:
             log.warning("publish not acknowledged, trying again", extra={"subject": subject, "error": str(error) or type(error).__name__})
         await asyncio.sleep(wait)

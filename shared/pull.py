@@ -20,6 +20,7 @@ from nats.js.errors import NotFoundError
 
 from shared.connect import NATS_AWAY
 from shared.errors import ConsumerGone
+from shared.waiting import happens
 
 EXPIRES_S = 30.0
 HEARTBEAT_S = 5.0
@@ -71,9 +72,7 @@ class Pull:
                 self._messages.clear()
                 return taken
             self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), LOOK_EVERY_S)
-            except TimeoutError:
+            if not await happens(self._wake, LOOK_EVERY_S):
                 self._doubt = self._client.stats["reconnects"] > self._reconnects or time.monotonic() - self._heard_at > SILENCE_S
 
     async def _request(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import uvicorn
 from faststream.nats import NatsBroker
 from nats import micro
+from nats.aio.client import Client
 from prometheus_client import CollectorRegistry, Gauge, Histogram, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
@@ -34,6 +35,7 @@ MISCONFIGURED = 78
 
 S = TypeVar("S", bound=Settings)
 
+STOP_WITHIN_S = 10.0
 STUCK_AFTER_S = 60.0
 """An event loop that has not turned for this long will not turn again: end the process, the supervisor restarts it."""
 
@@ -63,6 +65,7 @@ class Service:
         )
         self._checks: dict[str, Callable[[], Awaitable[object]]] = {"nats": self._nats_is_up}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._client: Client | None = None
         self._turned_at = time.monotonic()
         self.failed = asyncio.Event()
         self.stopping = asyncio.Event()
@@ -84,18 +87,17 @@ class Service:
         self.spawn(self._watch_loop(), "loop lag")
         await self.broker.start()
         try:
-            client, _ = client_of(self.broker)
-            endpoint = await micro.add_service(
-                client, name=f"refresher-{self.name}", version=self.version, description=f"The {self.name} of Refresher"
+            self._client, _ = client_of(self.broker)
+            await micro.add_service(
+                self._client, name=f"refresher-{self.name}", version=self.version, description=f"The {self.name} of Refresher"
             )
             yield
-            if client.is_connected:
-                await endpoint.stop()
         finally:
             for task in self._tasks:
                 task.remove_done_callback(self._ended)
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.wait(self._tasks, timeout=STOP_WITHIN_S)
+            self._client = None
             await self.broker.stop()
 
     def routes(self) -> list[Route]:
@@ -144,6 +146,9 @@ class Service:
                 await asyncio.sleep(1)
                 self._turned_at = time.monotonic()
                 self._lag.observe(max(0.0, self._turned_at - before - 1))
+            if self._client and self._client.is_closed:  # after most errors of the server nats-py gives up for good
+                log.critical("the connection to nats was closed: ending, to be started again")
+                self.failed.set()
         finally:
             ended.set()  # a process that goes on without the service must not be ended for it
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from services.api.problems import RETRY_AFTER_S, ProblemError
 from shared import subjects
 from shared.events import Progress, Result, Tick
+from shared.waiting import happens
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,7 @@ class Listener:
 
         Nothing (0, []) after `within_s` without one; None when the service stops.
         """
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), within_s)
+        await happens(self._wake, within_s)
         taken = self._dropped, list(self._waiting)
         if not self._waiting and self._closed:
             return None

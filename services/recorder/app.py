@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
 from starlette.applications import Starlette
 
 from services.recorder import abandoned
@@ -21,20 +20,21 @@ from shared.service import Service
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 15.0
+_READ = {subjects.TICKS, *(stream for stream, _ in CONSUMERS)}
 
 
 async def _watch_queues(js: JetStreamContext, metrics: Metrics) -> None:
     """Show how much waits, for ever: in every stream, and for every consumer, the runners' included."""
     while True:
-        try:
-            for stream in STREAMS:
-                metrics.stored.labels(stream.name).set((await js.stream_info(str(stream.name))).state.messages)
-            for name in {stream for stream, _ in CONSUMERS} | {subjects.TICKS}:
-                for consumer in await js.consumers_info(name):
+        for stream in STREAMS:
+            name = str(stream.name)
+            try:
+                metrics.stored.labels(name).set((await js.stream_info(name)).state.messages)
+                for consumer in await js.consumers_info(name) if name in _READ else ():
                     metrics.pending.labels(name, consumer.name).set(consumer.num_pending or 0)
                     metrics.unacknowledged.labels(name, consumer.name).set(consumer.num_ack_pending or 0)
-        except (NotFoundError, *NATS_AWAY) as error:
-            log.warning("the queues could not be looked at", extra={"error": str(error) or type(error).__name__})
+            except NATS_AWAY as error:
+                log.warning("a queue could not be looked at", extra={"stream": name, "error": str(error) or type(error).__name__})
         await asyncio.sleep(LOOK_EVERY_S)
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from services.recorder import store
 from services.recorder.metrics import Metrics
 from shared import subjects
-from shared.connect import POSTGRES_AWAY
+from shared.connect import POSTGRES_AWAY, Connection
 from shared.dead import bury
 from shared.events import Result
 from shared.migrate import migrate
@@ -56,7 +57,7 @@ class Recorder:
         for message in messages:
             self._metrics.redeliveries.inc((message.metadata.num_delivered or 1) > 1)
             try:
-                parsed.append((message, _parse(message.data)))
+                parsed.append((message, _parse(message.data, message.metadata.timestamp)))
             except ValueError as error:
                 await self._bury(js, message, _reason(error))
         if parsed:
@@ -86,15 +87,26 @@ class Recorder:
 
     async def _insert(self, results: list[Result]) -> int:
         started = time.monotonic()
-        async with self._pool.acquire() as connection:
+        async with self._connection() as connection:
             await store.add_partitions(connection, {store.month_of(result) for result in results})
             new = await store.insert(connection, results)
         self._metrics.commit.observe(time.monotonic() - started)
         return new
 
     async def _migrate(self) -> None:
-        async with self._pool.acquire() as connection:
+        async with self._connection() as connection:
             await migrate(connection)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        try:
+            connection = await self._pool.acquire()
+        except ValueError as error:  # a certificate that ran out is one: the server's fault, not that of what is to be stored
+            raise ConnectionError(str(error)) from error
+        try:
+            yield connection
+        finally:
+            await self._pool.release(connection)
 
     async def _until_postgres_is_there(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do some work with Postgres, waiting and trying again while it is away or not ready.
@@ -121,14 +133,14 @@ class Recorder:
         await bury(js, message, reason)
 
 
-def _parse(data: bytes) -> Result:
-    """Return the result in a message.
+def _parse(data: bytes, published_at: datetime) -> Result:
+    """Return the result in a message that the server took at this time (this machine's clock may be wrong).
 
     Raises: ValueError when it is none, or its due instant is absurd.
     """
     result = Result.model_validate_json(data)
-    if not OLDEST <= result.due_at <= datetime.now(UTC) + NEWEST:
-        raise ValueError(f"due_at {result.due_at.isoformat()} is before 2000 or in the future")
+    if not OLDEST <= result.due_at <= published_at + NEWEST:
+        raise ValueError(f"due_at {result.due_at.isoformat()} is before 2000 or after it was published")
     return result
 
 

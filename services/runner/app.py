@@ -5,9 +5,10 @@ import logging
 import re
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
@@ -71,12 +72,14 @@ class Runner:
             keeping.cancel()
         return None
 
-    async def stop(self) -> None:
-        """Cut the run short, if there is one: its tick is handed back at once."""
+    async def stop(self, stop_taking: Coroutine[Any, Any, None]) -> None:
+        """Ask for no more ticks, and cut the run short, if there is one: its tick is handed back at once."""
         self._stopping = True
+        stopping = asyncio.create_task(stop_taking)
+        await asyncio.sleep(0)  # it first says that no other tick is wanted, else this one would come straight back
         if self._measuring:
             self._measuring.cancel()
-            await asyncio.wait({self._measuring})
+        await stopping
 
     async def _measure(self, tick: Tick, attempt: int, report: Reporter) -> Result | None:
         """Measure and return the result, or None when this runner was told to stop."""
@@ -156,9 +159,9 @@ def build(settings: RunnerSettings) -> tuple[Service, Starlette]:
             service.spawn(runner.heartbeat.beat(js), "heartbeat")
             service.spawn(_watch_consumer(service.broker, settings.site), "watching the consumer")
             yield
-            await runner.stop()
+            await runner.stop(ticks.stop())
 
-    @service.broker.subscriber(
+    ticks = service.broker.subscriber(
         subjects.ticks_of(settings.site),
         stream=JStream(subjects.TICKS, declare=False),
         durable=subjects.runner_consumer(settings.site),
@@ -167,6 +170,8 @@ def build(settings: RunnerSettings) -> tuple[Service, Starlette]:
         title="ticks",
         description="The ticks of this runner's site.",
     )
+
+    @ticks
     async def on_tick(message: NatsMessage) -> None:
         try:
             await runner.take(message.raw_message)

@@ -14,6 +14,7 @@ from shared import subjects
 from shared.connect import NATS_AWAY
 from shared.provision import HEARTBEAT_S
 from shared.runners import Runner
+from shared.waiting import happens
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,7 @@ class Heartbeat:
                     await bucket.put(key, self._now().to_json())
                 except NATS_AWAY as error:
                     log.warning("heartbeat not written", extra={"error": str(error) or type(error).__name__})
-                try:
-                    await asyncio.wait_for(self._changed.wait(), HEARTBEAT_S)
-                except TimeoutError:
-                    continue
+                await happens(self._changed, HEARTBEAT_S)
         finally:
             try:
                 await bucket.purge(key)

@@ -1,5 +1,7 @@
 """From a tick to its result: choose the engine, measure, and turn whatever happens into one result."""
 
+import asyncio
+import re
 import traceback
 from datetime import UTC, datetime
 
@@ -29,10 +31,19 @@ async def measure(tick: Tick, runner: str, attempt: int, report: Report) -> Resu
         outcome, log, version = _failure(error.kind, error.message), error.log, error.engine_version
     except ConfigurationError as error:
         outcome = _failure("misconfigured", str(error))
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise
+        outcome = _failure("crashed", f"engine {tick.engine} has a bug: it cancelled itself")
     except Exception as error:  # noqa: BLE001 - an engine may be anybody's: its bug is this run's failure, not the runner's
         outcome = _failure("crashed", f"engine {tick.engine} has a bug: {type(error).__name__}: {error}")
         log = traceback.format_exc()
-    result = _result(tick, runner, attempt, started_at, outcome, log, version)
+    try:
+        result = _result(tick, runner, attempt, started_at, outcome, log, version)
+        _must_be_storable(result)
+    except (ValueError, TypeError, RecursionError) as error:
+        wrong = _failure("crashed", f"engine {tick.engine} returned what cannot be kept: {error}")
+        return _result(tick, runner, attempt, started_at, wrong)
     if (size := len(result.to_json())) > LARGEST_RESULT:
         too_large = _failure("too_large", f"engine {tick.engine} returned {size} bytes; at most {LARGEST_RESULT} can be kept")
         return _result(tick, runner, attempt, started_at, too_large)
@@ -40,7 +51,28 @@ async def measure(tick: Tick, runner: str, attempt: int, report: Report) -> Resu
 
 
 def _failure(kind: str, message: str) -> Failure:
-    return Failure(kind=kind, message=message.replace("\x00", "")[:4_000] or kind)
+    """Return a failure with whatever an engine said, made storable."""
+    known = kind if re.fullmatch(r"[a-z][a-z0-9_]{0,62}", kind) else "crashed"
+    return Failure(kind=known, message=_storable(message)[:4_000] or known)
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "")
+
+
+def _must_be_storable(result: Result) -> None:
+    """Raise ValueError for a result that the recorder or Postgres would refuse: here it can still become a failed one."""
+    Result.model_validate_json(result.to_json())
+    if result.measurement and _holds_nul(result.measurement.details):
+        raise ValueError("its details hold a NUL character")
+
+
+def _holds_nul(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_nul(each) for pair in value.items() for each in pair)
+    if isinstance(value, list | tuple):
+        return any(map(_holds_nul, value))
+    return isinstance(value, str) and "\x00" in value
 
 
 def _result(
@@ -60,8 +92,8 @@ def _result(
         attempt=attempt,
         started_at=started_at,
         finished_at=datetime.now(UTC),
-        engine_version=version,
+        engine_version=_storable(version)[:1_000] if version else None,
         measurement=measurement,
         failure=failure,
-        log=log.replace("\x00", "")[-8_000:],
+        log=_storable(log)[-8_000:],
     )

@@ -1,8 +1,8 @@
 """Wire the scheduler: follow the schedules, publish a tick whenever one is due."""
 
 import asyncio
-import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -19,11 +19,24 @@ from shared.connect import broker, client_of
 from shared.provision import provision
 from shared.publish import publish_until_stored
 from shared.service import Service
+from shared.waiting import happens
 
 log = logging.getLogger(__name__)
 
 LONGEST_SLEEP_S = 30.0
 """Wake at least this often to compare with the wall clock: it may be set, and machines sleep."""
+
+
+class Clock:
+    """Notices that the wall clock was set back: what was planned by the later time would not come due until then."""
+
+    def __init__(self) -> None:
+        self._ahead_s = time.time() - time.monotonic()
+
+    def went_back(self) -> bool:
+        """Tell whether it was set back by more than a second since the last look."""
+        before, self._ahead_s = self._ahead_s, time.time() - time.monotonic()
+        return self._ahead_s < before - 1
 
 
 class Scheduler:
@@ -35,6 +48,7 @@ class Scheduler:
         self._invalid: set[str] = set()
         self._paused: set[str] = set()
         self._changed = asyncio.Event()
+        self._clock = Clock()
 
     async def follow(self, changes: AsyncIterator[Snapshot | Change]) -> None:
         """Keep the plan as the bucket says, for ever."""
@@ -55,12 +69,14 @@ class Scheduler:
             while True:
                 self._changed.clear()
                 now = datetime.now(UTC)
+                if self._clock.went_back():
+                    log.warning("the clock was set back: planning anew")
+                    self._plan.replan(now)
                 for entry in self._plan.take(now):
                     publishing.create_task(self._publish_one(js, entry, now))
                 next_at = self._plan.next_at()
                 until_next = (next_at - datetime.now(UTC)).total_seconds() if next_at else LONGEST_SLEEP_S
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), min(max(until_next, 0), LONGEST_SLEEP_S))
+                await happens(self._changed, min(max(until_next, 0), LONGEST_SLEEP_S))
 
     async def _publish_one(self, js: JetStreamContext, entry: Entry, now: datetime) -> None:
         tick = tick_of(entry, now)

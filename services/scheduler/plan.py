@@ -7,7 +7,9 @@ from datetime import datetime, timedelta
 from shared import due
 from shared.events import Tick, Trigger, run_id_of
 from shared.provision import CATCH_UP_WINDOW_S
-from shared.schedules import Schedule
+from shared.schedules import Interval, Schedule
+
+_WINDOW = timedelta(seconds=CATCH_UP_WINDOW_S)
 
 
 @dataclass(eq=False)
@@ -46,13 +48,21 @@ class Plan:
         if not schedule.enabled:
             return
         entries: dict[str, Entry] = {}
+        missed = first = None
         for site in dict.fromkeys(schedule.sites):
-            missed = due.latest(schedule, site, now - timedelta(seconds=CATCH_UP_WINDOW_S), now)
-            first = missed or due.following(schedule, site, now)
+            if not entries or isinstance(schedule.timing, Interval):  # a cron expression means the same instant at every site
+                missed = due.latest(schedule, site, now - _WINDOW, now)
+                first = missed or due.following(schedule, site, now)
             if first:
                 entries[site] = Entry(schedule, site, first, "catch_up" if missed else "schedule")
                 self._push(entries[site])
         self._current[schedule.name] = entries
+
+    def replan(self, now: datetime) -> None:
+        """Plan every schedule anew, as if it had just been read."""
+        for entries in list(self._current.values()):
+            for entry in list(entries.values())[:1]:
+                self.put(entry.schedule, now)
 
     def remove(self, name: str) -> None:
         """Forget a schedule."""
@@ -75,7 +85,7 @@ class Plan:
             entry = heapq.heappop(self._heap)[2]
             if not self._is_current(entry):
                 continue
-            if later := due.latest(entry.schedule, entry.site, entry.due_at, now):
+            if later := due.latest(entry.schedule, entry.site, max(entry.due_at, now - _WINDOW), now):
                 entry.due_at, entry.trigger = later, "catch_up"
             taken.append(entry)
         return taken

@@ -10,6 +10,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import NotFoundError
 from pydantic import ValidationError
 
 from shared import subjects
@@ -43,6 +44,8 @@ class Snapshot:
 async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot | Change]:
     """Yield a snapshot, then changes; after the server lost the consumer (a restart), a snapshot again.
 
+    Raises: ConsumerGone when the bucket itself was deleted: whoever starts anew makes it again.
+
     nats-py's own watcher is not used: it stays silent for ever once the server has forgotten its consumer.
     """
     while True:
@@ -61,6 +64,8 @@ async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot
                         yield _change(message)
         except ConsumerGone:
             log.info("reading the schedules anew")
+        except NotFoundError:
+            raise ConsumerGone(f"the bucket {subjects.SCHEDULES} is gone") from None
         except NATS_AWAY as error:
             log.warning("the schedules cannot be read, trying again", extra={"error": str(error) or type(error).__name__})
             await asyncio.sleep(0.5)

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from shared import subjects
+from shared.dead import LONGEST
 from shared.events import Client, Failure, Measurement, Result, Server, Status
 from shared.publish import publish_until_stored
 from tests.integration.conftest import Bus, Start, until
@@ -132,6 +133,7 @@ def _with(**changes: Any) -> bytes:
 
 BAD = {
     "not JSON": b"hello",
+    "as large as the server takes": b"x" * 1_000_000,
     "no result": b"{}",
     "NUL in text": _with(log="a\x00b"),
     "NUL in details": _with(measurement={"details": {"a": "\x00"}}),
@@ -159,7 +161,8 @@ async def test_a_bad_message_is_put_aside_alone(bus: Bus, start: Start, database
     stored = {row["run_id"] for row in await database.fetch("SELECT run_id FROM results")}
     assert stored == {result.run_id for result in good}
     dead = await bus.messages(subjects.DEAD)
-    assert sorted(message.data or b"" for message in dead) == sorted(BAD.values()), "each as it came"
+    assert sorted(message.data or b"" for message in dead) == sorted(bad[:LONGEST] for bad in BAD.values()), "each as it came"
+    assert {message.headers["Refresher-Size"] for message in dead if message.headers and "Refresher-Size" in message.headers} == {"1000000"}
     for message in dead:
         assert message.headers
         assert message.headers["Refresher-Reason"]

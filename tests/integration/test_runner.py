@@ -102,6 +102,21 @@ async def test_a_runner_that_is_stopped_hands_its_run_back(bus: Bus, start: Star
     assert len(await results(bus)) == 1
 
 
+async def test_a_runner_that_is_stopped_alone_hands_its_run_back_once(bus: Bus, start: Start) -> None:
+    """With nobody else there the tick waits: it does not come back to the one that stops until all its deliveries are spent."""
+    runner = start("runner")
+    tick = await bus.tick(seconds=3)
+
+    async def busy() -> bool:
+        return runner.metric('refresher_runs_in_flight{engine="noop",site="home"}') == 1
+
+    await until(busy)
+    runner.stop()
+    assert (await bus.js.consumer_info(subjects.TICKS, "runner-home")).delivered.consumer_seq == 1  # type: ignore[union-attr]
+    runner.start()
+    assert (await result_of(bus, tick.run_id)).attempt == 2
+
+
 async def test_a_long_run_is_not_delivered_twice(bus: Bus, start: Start) -> None:
     """A run that takes longer than the server waits is kept alive by the runner."""
     start("runner")

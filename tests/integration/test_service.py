@@ -1,5 +1,6 @@
 """What every service does around its own work."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -45,6 +46,26 @@ async def test_health_metrics_and_micro_endpoints(name: str, bus: Bus, start: St
 
     await until(back, 20)
     await http.aclose()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+async def test_a_login_that_was_refused_for_a_while_is_tried_again(name: str, start: Start, nats_server: Nats, database_url: str) -> None:
+    """A password that was wrong for a moment on the server: the service is back by itself, and was not restarted."""
+    service = start(name, database_url)
+    right = nats_server.configuration.read_text()
+    nats_server.configuration.write_text(right.replace('password: "', 'password: "other-'))
+    nats_server.process.send_signal(signal.SIGHUP)
+    await until(lambda: _is_ready(service, False), 20)
+    await asyncio.sleep(1)  # some refusals
+    nats_server.configuration.write_text(right)
+    nats_server.process.send_signal(signal.SIGHUP)
+    await until(lambda: _is_ready(service, True), 20)
+    assert service.process.poll() is None
+
+
+async def _is_ready(service: ServiceProcess, wanted: bool) -> bool:
+    async with httpx.AsyncClient(timeout=10) as http:
+        return ((await http.get(f"{service.url}/health/ready")).status_code == httpx.codes.OK) == wanted
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -85,12 +85,70 @@ async def test_an_answer_too_large_for_the_bus_is_a_failed_result(monkeypatch: p
 
 async def test_a_cancelled_run_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """A runner that stops hands the tick back; it does not record a failure of the line."""
+    started = asyncio.Event()
+
+    async def engine(options: Nothing, report: Report) -> Measurement:
+        started.set()
+        await asyncio.sleep(60)
+        return Measurement()
+
+    running = asyncio.create_task(outcome(monkeypatch, engine))
+    await started.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_an_engine_that_cancels_itself_has_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody told the runner to stop: the run has ended, and its tick is not handed back again and again."""
 
     async def engine(options: Nothing, report: Report) -> Measurement:
         raise asyncio.CancelledError
 
-    with pytest.raises(asyncio.CancelledError):
-        await outcome(monkeypatch, engine)
+    result = await outcome(monkeypatch, engine)
+    assert result.failure
+    assert result.failure.kind == "crashed"
+
+
+DEEP: dict[str, Any] = {}
+for _ in range(400):
+    DEEP = {"deeper": DEEP}
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        Measurement(details={"banner": "a\x00b"}),
+        Measurement(details={"a\x00b": 1}),
+        Measurement(details={"lone": "\ud800"}),
+        Measurement(details={"object": object()}),
+        Measurement(details=DEEP),
+        Measurement().model_copy(update={"latency_s": -1}),
+        None,
+    ],
+)
+async def test_what_an_engine_returns_and_nobody_could_store_is_a_failed_result(monkeypatch: pytest.MonkeyPatch, returned: Any) -> None:
+    """Refused by the recorder it would leave no row, and raised in the runner no result: here it still becomes one."""
+
+    async def engine(options: Nothing, report: Report) -> Measurement:
+        return returned  # type: ignore[no-any-return]
+
+    result = await outcome(monkeypatch, engine)
+    assert result.failure
+    assert result.failure.kind == "crashed"
+    Result.model_validate_json(result.to_json())
+
+
+async def test_an_engine_may_say_anything_in_its_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind that is none, half a character, a version as long as a book: made storable."""
+
+    async def engine(options: Nothing, report: Report) -> Measurement:
+        raise ProbeError("DNS failure", "it said \ud800", log="\ud800\x00", engine_version="v" * 5_000)
+
+    result = await outcome(monkeypatch, engine)
+    assert result.failure
+    assert result.failure.kind == "crashed"
+    Result.model_validate_json(result.to_json())
 
 
 async def test_what_is_no_engine_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

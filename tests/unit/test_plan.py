@@ -71,6 +71,17 @@ def test_an_entry_that_is_being_published_is_not_taken_again() -> None:
     assert entry.due_at == at(480)
 
 
+def test_planning_anew_after_the_clock_was_set_back() -> None:
+    """One look at a clock that was a month ahead must not silence a schedule for a month."""
+    plan = Plan()
+    plan.put(schedule(active_since=at(1)), at(1))
+    (entry,) = plan.take(at(30 * 86_400))
+    plan.done(entry)
+    assert plan.take(at(120)) == []
+    plan.replan(at(120))
+    assert [entry.due_at for entry in plan.take(at(120))] == [at(120)]
+
+
 def test_a_change_replaces_what_was_planned() -> None:
     """Neither the old instants nor the entry in flight come back."""
     plan = Plan()
