@@ -64,6 +64,7 @@ async def test_replicas_are_added_to_streams_that_exist_and_never_taken_away(clu
                 assert (await bus.js.stream_info(str(stream.name))).config.num_replicas == found
 
 
+@pytest.mark.timeout(240)  # half a minute as a rule: it waits for elections, which take their time on a machine that has much to do
 async def test_nothing_is_lost_or_doubled_when_the_leader_is_killed_under_load(
     cluster: Cluster, database_url: str, database: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path
 ) -> None:
