@@ -164,4 +164,4 @@ class Backup:
         except _BROKEN as error:
             if self.head or isinstance(error, EOFError):
                 raise ConfigurationError(f"{self._name} is cut short or damaged: {error}") from None
-            raise ConfigurationError(f"{self._name} is no backup of Refresher: {error}") from None
+            raise ConfigurationError(f"{self._name} is no backup of Refresher, or damaged: {error}") from None

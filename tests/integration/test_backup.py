@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import tarfile
 from collections.abc import AsyncIterator
@@ -309,6 +310,16 @@ async def test_one_row_that_is_refused_takes_all_back(saved: Path, elsewhere: El
     holds["pieces"]["results/000001"] = sha256(rows).hexdigest()
     changed = rewritten(saved, {"results/000001": rows, "manifest.json": json.dumps(holds).encode()})
     assert "results_status_check" in elsewhere.refresher("restore", str(changed), code=1).stderr
+    assert await elsewhere.is_untouched()
+
+
+async def test_schedules_that_are_refused_take_the_rows_back(saved: Path, elsewhere: Elsewhere) -> None:
+    """A system with its results and without its schedules would look whole."""
+    await provision(elsewhere.bus.js)
+    found = (await elsewhere.bus.js.stream_info(f"KV_{subjects.SCHEDULES}")).config
+    await elsewhere.bus.js.update_stream(found.evolve(max_msg_size=16))
+    told = elsewhere.refresher("restore", str(saved), code=1).stderr
+    assert re.search(r"NATS at 127.0.0.1:\d+ refuses: message size exceeds maximum allowed", told)
     assert await elsewhere.is_untouched()
 
 
