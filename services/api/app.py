@@ -24,8 +24,8 @@ from shared.service import Service
 
 def build(settings: ApiSettings) -> tuple[Service, FastAPI]:
     """Wire an API; nothing connects before it is served."""
-    service = Service("api", broker(settings.nats_url, "api"))
-    parts = Parts(Database(settings.database_url), Bus(service.broker, settings.nats_url), Feed())
+    service = Service("api", broker(settings, "api"))
+    parts = Parts(Database(settings), Bus(service.broker, settings.nats_url), Feed())
     parts.feed.follow(service.broker)
     service.check("postgres", parts.database.answers)
 

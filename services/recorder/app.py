@@ -40,12 +40,12 @@ async def _watch_queues(js: JetStreamContext, metrics: Metrics) -> None:
 
 def build(settings: RecorderSettings) -> tuple[Service, Starlette]:
     """Wire a recorder; nothing connects before it is served."""
-    service = Service("recorder", broker(settings.nats_url, "recorder"))
+    service = Service("recorder", broker(settings, "recorder"))
     metrics = Metrics(service.registry)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        pool = await postgres(settings.database_url, "recorder", size=2)
+        pool = await postgres(settings, "recorder", size=2)
         service.check("postgres", lambda: pool.fetchval("SELECT 1"))
         try:
             async with service.running():

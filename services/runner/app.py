@@ -143,7 +143,7 @@ async def _watch_consumer(started: NatsBroker, site: str) -> None:
 
 def build(settings: RunnerSettings) -> tuple[Service, Starlette]:
     """Wire a runner; nothing connects before it is served."""
-    service = Service("runner", broker(settings.nats_url, "runner"))
+    service = Service("runner", broker(settings, "runner"))
     runner = Runner(settings.site, service.broker, Metrics(service.registry))
 
     @asynccontextmanager

@@ -103,7 +103,7 @@ class Scheduler:
 
 def build(settings: SchedulerSettings) -> tuple[Service, Starlette]:
     """Wire a scheduler; nothing connects before it is served."""
-    service = Service("scheduler", broker(settings.nats_url, "scheduler"))
+    service = Service("scheduler", broker(settings, "scheduler"))
     scheduler = Scheduler(Metrics(service.registry))
 
     @asynccontextmanager

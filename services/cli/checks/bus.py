@@ -14,7 +14,7 @@ from nats.js.errors import NotFoundError
 from services.cli import target
 from services.cli.checks import Finding, without_password
 from shared import subjects
-from shared.connect import NATS_AWAY, unreachable
+from shared.connect import NATS_AWAY, nats_login, nats_servers, unreachable
 from shared.errors import Unavailable
 from shared.provision import CONSUMERS, STREAMS
 
@@ -28,21 +28,20 @@ async def connection() -> AsyncIterator[Client]:
 
     Raises: Unavailable when it does not answer or refuses.
     """
-    url = target.nats_url()
+    url, settings = target.nats_url(), target.settings()
     causes: list[Exception] = []
 
     async def remember(cause: Exception) -> None:
         causes.append(cause)
 
-    servers = [each.strip() for each in url.split(",")]
     # one attempt in the end means two: with none at all nats-py would never give up
     limits = {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0.1, "connect_timeout": 3}
     try:
-        client = await nats.connect(servers, name="refresher-doctor", error_cb=remember, **limits)
+        client = await nats.connect(nats_servers(url), name="refresher-doctor", error_cb=remember, **limits, **nats_login(settings))
     except (*NATS_AWAY, ValueError, AttributeError) as error:  # nats-py parses a URL that is none in several ways
         cause = causes[-1] if causes else error  # "no servers available" says less than why
         if "Authorization" in str(cause):
-            raise Unavailable(f"NATS at {without_password(url)} refuses the user and password in REFRESHER_NATS_URL") from None
+            raise Unavailable(f"NATS at {without_password(url)} refuses the user or the password that it was given") from None
         raise unreachable("NATS", url, cause) from None
     try:
         yield client
