@@ -42,8 +42,6 @@ class Settings(BaseSettings):
 
     `tls://` encrypts from the first byte, which the server must allow (`handshake_first`).
     """
-    nats_replicas: Annotated[int, Field(ge=1, le=5)] = 1
-    """On how many servers of a NATS cluster each stream is kept: 3 survives the loss of one. Raised where it is less, never lowered."""
     nats_user: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None
     """The user to log in as, in place of one in the URL; it receives answers under a prefix of its own (`_INBOX_<user>`)."""
     nats_password_file: ReadableFile | None = None

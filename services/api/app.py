@@ -17,8 +17,9 @@ from services.api.parameters import known_parameters
 from services.api.parts import Parts
 from services.api.problems import install
 from services.api.settings import ApiSettings
+from shared import subjects
 from shared.connect import broker, client_of
-from shared.provision import provision
+from shared.provision import until_streams
 from shared.service import Service
 
 
@@ -32,7 +33,7 @@ def build(settings: ApiSettings) -> tuple[Service, FastAPI]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with service.running(), parts.database.opened():
-            await provision(client_of(service.broker)[1], settings.nats_replicas)
+            await until_streams(client_of(service.broker)[1], subjects.TICKS, f"KV_{subjects.SCHEDULES}", f"KV_{subjects.RUNNERS}")
             closing = asyncio.create_task(parts.feed.close_after(service.stopping))
             yield
             closing.cancel()

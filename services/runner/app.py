@@ -27,7 +27,7 @@ from shared.connect import NATS_AWAY, broker, client_of
 from shared.dead import bury
 from shared.errors import ConsumerGone
 from shared.events import Result, Tick
-from shared.provision import REDELIVER_AFTER_S, provision, provision_runner
+from shared.provision import REDELIVER_AFTER_S, until_runner
 from shared.publish import publish_until_stored
 from shared.service import Service
 
@@ -128,7 +128,7 @@ async def _keep(message: Msg) -> None:
 async def _watch_consumer(started: NatsBroker, site: str) -> None:
     """End when the site's consumer is gone: FastStream's pull loop would spin on it for ever.
 
-    Raises: ConsumerGone; the service ends then and is restarted, which provisions the consumer again.
+    Raises: ConsumerGone; the service ends then and is restarted, which asks for the consumer again.
     """
     _, js = client_of(started)
     while True:
@@ -149,9 +149,8 @@ def build(settings: RunnerSettings) -> tuple[Service, Starlette]:
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await service.broker.connect()
-        _, js = client_of(service.broker)
-        await provision(js, settings.nats_replicas)
-        await provision_runner(js, settings.site)
+        client, js = client_of(service.broker)
+        await until_runner(client, js, settings.site)
         async with service.running():
             service.spawn(runner.heartbeat.beat(js), "heartbeat")
             service.spawn(_watch_consumer(service.broker, settings.site), "watching the consumer")

@@ -10,6 +10,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import NotFoundError
 from pydantic import ValidationError
 
 from shared import subjects
@@ -44,6 +45,7 @@ async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot
     """Yield a snapshot, then changes; after the server lost the consumer (a restart), a snapshot again.
 
     nats-py's own watcher is not used: it stays silent for ever once the server has forgotten its consumer.
+    Raises: ConsumerGone when the bucket was deleted; the service ends then and is restarted, which makes it anew.
     """
     while True:
         try:
@@ -61,6 +63,8 @@ async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot
                         yield _change(message)
         except ConsumerGone:
             log.info("reading the schedules anew")
+        except NotFoundError:
+            raise ConsumerGone(f"stream {_STREAM} is gone") from None
         except NATS_AWAY as error:
             log.warning("the schedules cannot be read, trying again", extra={"error": str(error) or type(error).__name__})
             await asyncio.sleep(0.5)

@@ -112,7 +112,11 @@ async def test_a_long_run_is_not_delivered_twice(bus: Bus, start: Start) -> None
 
 
 async def test_a_runner_says_that_it_is_there(bus: Bus, start: Start) -> None:
-    """Its heartbeat names site, engines and the run it is busy with; a runner that leaves is gone at once."""
+    """Its heartbeat names site, engines and the run it is busy with; a runner that leaves is gone at once.
+
+    The consumer of a site that is new is made by the scheduler, which the runner asks.
+    """
+    start("scheduler")
     runner = start("runner", REFRESHER_SITE="office")
     bucket = await bus.js.key_value(subjects.RUNNERS)
 
@@ -149,11 +153,12 @@ async def test_progress_is_told_while_it_runs(bus: Bus, start: Start) -> None:
 
 
 async def test_a_runner_whose_consumer_is_deleted_ends(bus: Bus, start: Start) -> None:
-    """It would wait, or spin, for ever; it ends with an error, and what starts it again makes the consumer anew."""
+    """It would wait, or spin, for ever; it ends with an error, and started again, it has the scheduler make the consumer anew."""
     runner = start("runner")
     await bus.js.delete_consumer(subjects.TICKS, "runner-home")
     assert await asyncio.to_thread(runner.process.wait, 20) == 1
     assert "runner-home" in runner.log.read_text()
+    start("scheduler")
     runner.start()
     runner.wait_until_ready()
     await result_of(bus, (await bus.tick()).run_id)
