@@ -18,8 +18,9 @@ from services.recorder.metrics import Metrics
 from shared import subjects
 from shared.connect import POSTGRES_AWAY
 from shared.dead import bury
+from shared.errors import Unavailable
 from shared.events import Result
-from shared.migrate import migrate
+from shared.migrate import migrate_if_allowed
 from shared.pull import Pull
 
 log = logging.getLogger(__name__)
@@ -94,10 +95,10 @@ class Recorder:
 
     async def _migrate(self) -> None:
         async with self._pool.acquire() as connection:
-            await migrate(connection)
+            await migrate_if_allowed(connection)
 
     async def _until_postgres_is_there(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do some work with Postgres, waiting and trying again while it is away or not ready.
+        """Do some work with Postgres, waiting and trying again while it is away or not ready, its schema included.
 
         Raises: one of store.REFUSED, which no waiting mends.
         """
@@ -107,7 +108,7 @@ class Recorder:
                 done = await work()
             except store.REFUSED:
                 raise
-            except (*POSTGRES_AWAY, asyncpg.PostgresError) as error:
+            except (Unavailable, *POSTGRES_AWAY, asyncpg.PostgresError) as error:
                 self._metrics.waiting.set(1)
                 log.warning("waiting for postgres", extra={"error": str(error) or type(error).__name__, "again_in_s": wait})
                 await asyncio.sleep(wait)
