@@ -19,7 +19,7 @@ from shared import subjects
 from shared.connect import POSTGRES_AWAY
 from shared.dead import bury
 from shared.errors import Unavailable
-from shared.events import Result
+from shared.events import Result, run_id_of
 from shared.migrate import migrate_if_allowed
 from shared.pull import Pull
 
@@ -57,7 +57,7 @@ class Recorder:
         for message in messages:
             self._metrics.redeliveries.inc((message.metadata.num_delivered or 1) > 1)
             try:
-                parsed.append((message, _parse(message.data)))
+                parsed.append((message, _parse(message)))
             except ValueError as error:
                 await self._bury(js, message, _reason(error))
         if parsed:
@@ -122,15 +122,28 @@ class Recorder:
         await bury(js, message, reason)
 
 
-def _parse(data: bytes) -> Result:
+def _parse(message: Msg) -> Result:
     """Return the result in a message.
 
-    Raises: ValueError when it is none, or its due instant is absurd.
+    The server lets a runner publish on the subjects of its site alone, so what the result says of itself is held against
+    the subject: no runner can speak for another site, or take the place of a run there.
+    Raises: ValueError when it is no result, is not of that site, or its due instant is absurd.
     """
-    result = Result.model_validate_json(data)
+    result = Result.model_validate_json(message.data)
+    if not subjects.is_result_of(result.site, message.subject):
+        raise ValueError(f"it is of site {result.site} and came on {message.subject}")
+    if not _is_its_own(result):
+        raise ValueError(f"{result.run_id} is not the id of that run")
     if not OLDEST <= result.due_at <= datetime.now(UTC) + NEWEST:
         raise ValueError(f"due_at {result.due_at.isoformat()} is before 2000 or in the future")
     return result
+
+
+def _is_its_own(result: Result) -> bool:
+    """Return whether the id belongs to this run: it follows from schedule, site and instant, or is random (UUID version 4)."""
+    if result.trigger == "manual" or result.schedule is None:
+        return result.run_id.version == 4
+    return result.run_id == run_id_of(result.schedule, result.site, result.due_at)
 
 
 def _reason(error: Exception) -> str:

@@ -65,7 +65,10 @@ class Runner:
             result = await self._measure(tick, message.metadata.num_delivered or 1, Reporter(client, tick))
             if result is None:
                 return await message.nak()
-            await publish_until_stored(js, subjects.RESULTS, subjects.result(self.site, tick.schedule), result.to_json(), str(tick.run_id))
+            # The runner's own id in that of the message: run ids can be foretold, and the server drops the second message of an
+            # id on whatever subject the first came. A runner elsewhere could otherwise have this result dropped.
+            message_id = f"{tick.run_id}:{self.id}"
+            await publish_until_stored(js, subjects.RESULTS, subjects.result(self.site, tick.schedule), result.to_json(), message_id)
             await _acknowledge(message)
         finally:
             keeping.cancel()
