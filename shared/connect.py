@@ -1,15 +1,19 @@
 """Connections that survive: to NATS through FastStream's broker, to Postgres through a pool."""
 
 import logging
+import ssl
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import asyncpg
 import nats.errors
 from faststream.nats import NatsBroker
+from faststream.nats.security import NatsSecurity, NatsUserPassword
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from shared.errors import ConfigurationError, Unavailable
+from shared.settings import DatabaseSettings, Settings
 
 log = logging.getLogger(__name__)
 
@@ -17,13 +21,52 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolC
 """A connection to Postgres, from a pool or not."""
 
 
-def nats_options(url: str, name: str) -> dict[str, Any]:
+def nats_servers(url: str) -> list[str]:
+    """Return the servers in a setting that may name several."""
+    return [server.strip() for server in url.split(",") if server.strip()]
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Leave out what asyncio says each time that nats-py closes an encrypted connection: nothing is wrong then."""
+    return "eof_received() has no effect when using ssl" not in record.getMessage()
+
+
+def nats_login(settings: Settings) -> dict[str, Any]:
+    """Return what nats-py is told about user, password, encryption and inbox.
+
+    TLS begins with the handshake, before the server has said anything: otherwise whoever sits in between could say that
+    there is no TLS here, and would be sent the password. The inbox is the user's own, so that a server can let each user
+    hear the answers to its own questions only.
+    """
+    told: dict[str, Any] = {}
+    if settings.nats_user:
+        told |= {
+            "user": settings.nats_user,
+            "password": secret(settings.nats_password_file),
+            "inbox_prefix": f"_INBOX_{settings.nats_user}",
+        }
+    if settings.nats_ca_file or any(server.startswith("tls://") for server in nats_servers(settings.nats_url)):
+        logging.getLogger("asyncio").addFilter(_says_something)
+        told |= {"tls": ssl.create_default_context(cafile=settings.nats_ca_file), "tls_handshake_first": True}
+    return told
+
+
+def secret(path: Path | None) -> str | None:
+    """Return the password in a file, without the end of its line; None without a file."""
+    return path.read_text().strip() if path else None
+
+
+def _nats_options(settings: Settings, name: str) -> dict[str, Any]:
     """Return the options of a NATS connection that never gives up.
 
     A ping every 5 s notices a cut line soon: recovery 0.7 s after a 30 s cut, against 26 s with the default of 120 s.
     """
+    told = nats_login(settings)
+    inbox = {"inbox_prefix": told["inbox_prefix"]} if "inbox_prefix" in told else {}
     return {
-        "servers": [server.strip() for server in url.split(",") if server.strip()],
+        "servers": nats_servers(settings.nats_url),
+        "security": _security(told),
+        **inbox,
         "name": f"refresher-{name}",
         "allow_reconnect": True,
         "max_reconnect_attempts": -1,
@@ -42,7 +85,15 @@ class _Broker(NatsBroker):
         return error_cb
 
 
-def broker(url: str, name: str) -> NatsBroker:
+def _security(told: dict[str, Any]) -> NatsSecurity:
+    """Return the login as FastStream wants it."""
+    context, first = told.get("tls"), told.get("tls_handshake_first", False)
+    if "user" in told:
+        return NatsUserPassword(told["user"], told["password"] or "", ssl_context=context, tls_handshake_first=first)
+    return NatsSecurity(ssl_context=context, tls_handshake_first=first)
+
+
+def broker(settings: Settings, name: str) -> NatsBroker:
     """Build the FastStream broker of a service; nothing connects before it is started.
 
     Permission errors and slow consumers reach a client only through its error callback: they are logged here.
@@ -60,7 +111,7 @@ def broker(url: str, name: str) -> NatsBroker:
             log.warning("nats error", extra={"error": str(error) or type(error).__name__})
 
     built = _Broker(
-        **nats_options(url, name),
+        **_nats_options(settings, name),
         error_cb=failed,
         reconnected_cb=reconnected,
         disconnected_cb=disconnected,
@@ -76,14 +127,15 @@ def client_of(started: NatsBroker) -> tuple[Client, JetStreamContext]:
     return client, client.jetstream(timeout=5)
 
 
-async def postgres(url: str, name: str, *, size: int) -> "asyncpg.Pool[asyncpg.Record]":
+async def postgres(settings: DatabaseSettings, name: str, *, size: int) -> "asyncpg.Pool[asyncpg.Record]":
     """Open a pool of at most `size` connections; the first is made when it is first needed.
 
     Raises: ConfigurationError for a URL that is none.
     """
     try:
         return await asyncpg.create_pool(
-            url,
+            settings.database_url,
+            password=secret(settings.database_password_file),
             min_size=0,
             max_size=size,
             timeout=5,

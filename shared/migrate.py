@@ -6,8 +6,10 @@ from contextlib import asynccontextmanager
 from hashlib import sha256
 from importlib.resources import files
 
+import asyncpg
+
 from shared.connect import Connection
-from shared.errors import ConfigurationError
+from shared.errors import ConfigurationError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,9 @@ async def migrate(connection: Connection, *, up_to: str | None = None) -> list[s
                 await connection.execute("INSERT INTO refresher_migrations (name, sha256) VALUES ($1, $2)", name, _digest(sql))
             log.info("migration applied", extra={"migration": name})
             names.append(name)
+        # every time: roles may have been made since; an old backup's schema has none of it
+        if await connection.fetchval("SELECT to_regprocedure('grant_to_roles()') IS NOT NULL"):
+            await connection.execute("SELECT grant_to_roles()")
     return names
 
 
@@ -71,11 +76,26 @@ async def applied(connection: Connection) -> dict[str, str]:
     return done
 
 
+async def migrate_if_allowed(connection: Connection) -> None:
+    """Bring the schema up to date, or see that it is: a user without the right to change it needs another to have done so.
+
+    Raises: Unavailable when that is still to be done, ConfigurationError as `migrate` does.
+    """
+    try:
+        if await pending(connection):
+            await migrate(connection)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise Unavailable(
+            f"the schema is not up to date, and this user may not change it ({error}): `refresher migrate` as its owner does"
+        ) from None
+
+
 async def pending(connection: Connection) -> list[str]:
-    """Return the names of the migrations that are yet to be applied."""
-    if not await connection.fetchval("SELECT to_regclass('refresher_migrations') IS NOT NULL"):
-        return [name for name, _ in available()]
-    done = {row["name"] for row in await connection.fetch("SELECT name FROM refresher_migrations")}
+    """Return the names of the migrations that are yet to be applied.
+
+    Raises: ConfigurationError as `applied` does.
+    """
+    done = await applied(connection)
     return [name for name, _ in available() if name not in done]
 
 

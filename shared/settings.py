@@ -1,11 +1,33 @@
 """The settings that every service has. Each service adds its own; all are read once, from the environment."""
 
+import ssl
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+
+def _readable(path: Path) -> Path:
+    """Refuse a file that cannot be read at the start, where it can still be told as a wrong setting."""
+    try:
+        path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"the file cannot be read ({error.strerror})") from None
+    return path
+
+
+def _authority(path: Path) -> Path:
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:  # a file that is no certificate too
+        raise ValueError(f"no certificate can be read from the file ({error.strerror or error})") from None
+    return path
+
+
 Port = Annotated[int, Field(ge=0, le=65_535)]
+ReadableFile = Annotated[Path, AfterValidator(_readable)]
+AuthorityFile = Annotated[Path, AfterValidator(_authority)]
 
 
 class Settings(BaseSettings):
@@ -16,9 +38,16 @@ class Settings(BaseSettings):
     )
 
     nats_url: Annotated[str, Field(repr=False)] = "nats://127.0.0.1:4222"
-    """The NATS server or servers, separated by commas; user and password may be part of the URL."""
-    nats_replicas: Annotated[int, Field(ge=1, le=5)] = 1
-    """On how many servers of a NATS cluster each stream is kept: 3 survives the loss of one. Raised where it is less, never lowered."""
+    """The NATS server or servers, separated by commas; user and password may be part of the URL.
+
+    `tls://` encrypts from the first byte, which the server must allow (`handshake_first`).
+    """
+    nats_user: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None
+    """The user to log in as, in place of one in the URL; it receives answers under a prefix of its own (`_INBOX_<user>`)."""
+    nats_password_file: ReadableFile | None = None
+    """The file with the password of that user."""
+    nats_ca_file: AuthorityFile | None = None
+    """The certificate of the authority that the NATS server must be signed by; with it, every connection is encrypted."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """`auto` writes text to a terminal and JSON elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -30,3 +59,5 @@ class DatabaseSettings(Settings):
 
     database_url: Annotated[str, Field(repr=False)] = "postgresql://refresher@127.0.0.1:5432/refresher"
     """The PostgreSQL database (`postgresql://user:password@host:port/name`)."""
+    database_password_file: ReadableFile | None = None
+    """The file with the password of the user in that URL, in place of one in the URL."""

@@ -16,6 +16,8 @@ ALL_TICKS = "refresher.tick.>"
 ALL_RESULTS = "refresher.result.>"
 ALL_PROGRESS = "refresher.progress.>"
 ALL_DEAD = "refresher.dead.>"
+ALL_PROVISIONING = "refresher.provision.*"
+"""Runners ask on these subjects for the consumer of their site; the scheduler makes it and answers (core NATS)."""
 EXHAUSTED = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{TICKS}.>"
 """What the server says when a tick has been delivered as often as its consumer allows."""
 
@@ -32,8 +34,8 @@ def tick(site: str, schedule: str, due_at: datetime) -> str:
 
 
 def manual_tick(site: str, schedule: str | None, run_id: UUID) -> str:
-    """Return the subject of a tick that a person asked for."""
-    return f"refresher.tick.{site}.{schedule or MANUAL}.run-{run_id.hex}"
+    """Return the subject of a tick that a person asked for; `run` is a word of its own so that a user may be allowed these alone."""
+    return f"refresher.tick.{site}.{schedule or MANUAL}.run.{run_id.hex}"
 
 
 def ticks_of(site: str) -> str:
@@ -46,6 +48,11 @@ def result(site: str, schedule: str | None) -> str:
     return f"refresher.result.{site}.{schedule or MANUAL}"
 
 
+def is_result_of(site: str, subject: str) -> bool:
+    """Return whether results of a site come on a subject."""
+    return subject.startswith(f"refresher.result.{site}.")
+
+
 def progress(run_id: UUID) -> str:
     """Return the subject of a run's progress (core NATS)."""
     return f"refresher.progress.{run_id}"
@@ -56,6 +63,19 @@ def dead(stream: str) -> str:
     return f"refresher.dead.{stream.lower()}"
 
 
+def provisioning(site: str) -> str:
+    """Return the subject on which a runner asks for the consumer of its site."""
+    return f"refresher.provision.{site}"
+
+
 def runner_consumer(site: str) -> str:
     """Return the name of the durable consumer that the runners of a site share."""
-    return f"runner-{site}"
+    return f"{_RUNNER}{site}"
+
+
+def site_of(consumer: str) -> str | None:
+    """Return the site whose runners share a consumer, or None when it is not one of theirs."""
+    return consumer.removeprefix(_RUNNER) if consumer.startswith(_RUNNER) else None
+
+
+_RUNNER = "runner-"

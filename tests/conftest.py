@@ -1,17 +1,21 @@
 """Fixtures: one Postgres for the session with a database per test, and a NATS server per test."""
 
+import asyncio
 import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
 import asyncpg
+import nats
 import pytest
 from hypothesis import settings
 
 from shared.migrate import migrate
+from shared.provision import provision, provision_runner
 from tests import ports
 from tests.servers import Nats, Postgres
 
@@ -75,10 +79,19 @@ async def database(database_url: str) -> AsyncIterator["asyncpg.Connection[async
     await connection.close()
 
 
+async def _provision(url: str) -> None:
+    client = await nats.connect(url)
+    await provision(client.jetstream())
+    await provision_runner(client.jetstream(), "home")
+    await client.close()
+
+
 @pytest.fixture
 def nats_server(tmp_path: Path) -> Iterator[Nats]:
-    """Start a NATS server for one test."""
+    """Start a NATS server for one test, with everything on it that the scheduler makes at its start, and the site `home`."""
     server = Nats(tmp_path)
+    with ThreadPoolExecutor(1) as elsewhere:  # this thread may have an event loop already
+        elsewhere.submit(asyncio.run, _provision(server.url)).result()
     yield server
     server.stop()
 

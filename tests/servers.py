@@ -93,6 +93,7 @@ class Postgres:
         self._server = postgres.prepare(data, {"fsync": "off", "max_connections": "60"})
         self.url = self._server.url
         self._state = data / "postgres" / "postmaster.pid"
+        self.binaries = Path(self._server.program.command[0]).parent
         self.start()
 
     def start(self) -> None:

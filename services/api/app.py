@@ -17,22 +17,23 @@ from services.api.parameters import known_parameters
 from services.api.parts import Parts
 from services.api.problems import install
 from services.api.settings import ApiSettings
+from shared import subjects
 from shared.connect import broker, client_of
-from shared.provision import provision
+from shared.provision import until_streams
 from shared.service import Service
 
 
 def build(settings: ApiSettings) -> tuple[Service, FastAPI]:
     """Wire an API; nothing connects before it is served."""
-    service = Service("api", broker(settings.nats_url, "api"))
-    parts = Parts(Database(settings.database_url), Bus(service.broker, settings.nats_url), Feed())
+    service = Service("api", broker(settings, "api"))
+    parts = Parts(Database(settings), Bus(service.broker, settings.nats_url), Feed())
     parts.feed.follow(service.broker)
     service.check("postgres", parts.database.answers)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with service.running(), parts.database.opened():
-            await provision(client_of(service.broker)[1], settings.nats_replicas)
+            await until_streams(client_of(service.broker)[1], subjects.TICKS, f"KV_{subjects.SCHEDULES}", f"KV_{subjects.RUNNERS}")
             closing = asyncio.create_task(parts.feed.close_after(service.stopping))
             yield
             closing.cancel()

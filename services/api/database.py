@@ -9,6 +9,7 @@ import asyncpg
 
 from shared.connect import POSTGRES_AWAY, Connection, postgres, unreachable
 from shared.errors import Unavailable
+from shared.settings import DatabaseSettings
 
 CONNECTIONS = 8
 LONG_READS = 2
@@ -18,15 +19,15 @@ LONG_READS = 2
 class Database:
     """Postgres, or the error that says that it is away."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._settings, self._url = settings, settings.database_url
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._long_reads = asyncio.Semaphore(LONG_READS)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Keep the pool for as long as the service runs; nothing connects before a query."""
-        self._pool = await postgres(self._url, "api", size=CONNECTIONS)
+        self._pool = await postgres(self._settings, "api", size=CONNECTIONS)
         try:
             yield
         finally:
@@ -45,6 +46,10 @@ class Database:
                 yield connection
         except asyncpg.UndefinedTableError:
             raise Unavailable("The database has no tables yet: run `refresher migrate`, or start a recorder.") from None
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise Unavailable(
+                f"The database does not let this user read ({error}): its owner grants it with `refresher migrate`."
+            ) from None
         except POSTGRES_AWAY as error:
             raise unreachable("Postgres", self._url, error) from error
 

@@ -49,7 +49,7 @@ class Accepted(BaseModel):
                     "schedule": "hourly",
                     "engine": "speedtest",
                     "due_at": "2026-10-03T07:24:10.000000Z",
-                    "subject": "refresher.tick.home.hourly.run-0b6ef0d44e5a5e0e8a7a0f6b8a3c1d52",
+                    "subject": "refresher.tick.home.hourly.run.0b6ef0d44e5a5e0e8a7a0f6b8a3c1d52",
                 }
             ]
         }

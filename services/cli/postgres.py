@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from services.cli import target
-from shared.connect import unreachable
+from shared.connect import secret, unreachable
 from shared.errors import ConfigurationError, RefresherError
 
 
@@ -18,8 +18,9 @@ async def connection() -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
     it refuses what is done with the connection.
     """
     url = target.database_url()
+    password = secret(target.settings().database_password_file)
     try:
-        opened = await asyncpg.connect(url, timeout=5, server_settings={"application_name": "refresher-cli"})
+        opened = await asyncpg.connect(url, password=password, timeout=5, server_settings={"application_name": "refresher-cli"})
     except (ValueError, asyncpg.InterfaceError) as error:
         raise ConfigurationError(f"REFRESHER_DATABASE_URL is not a PostgreSQL URL: {error}") from None
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:

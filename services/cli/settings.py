@@ -57,7 +57,12 @@ def table() -> list[tuple[str, str, str, str]]:
             users.setdefault(name, []).append(service)
             fields[name] = field
     rows = [
-        (f"REFRESHER_{name.upper()}", str(field.default), "all" if len(users[name]) == len(kinds) else ", ".join(users[name]), _told(field))
+        (
+            f"REFRESHER_{name.upper()}",
+            "" if field.default is None else str(field.default),
+            "all" if len(users[name]) == len(kinds) else ", ".join(users[name]),
+            _told(field),
+        )
         for name, field in fields.items()
     ]
     return [*rows, *OF_THE_COMMAND_LINE]

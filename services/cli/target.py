@@ -2,8 +2,13 @@
 
 import json
 import os
+from typing import TYPE_CHECKING
 
 from services.embedded.program import data_directory
+from shared.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from shared.settings import DatabaseSettings
 
 DEFAULT_API_URL = "http://127.0.0.1:8470"
 
@@ -25,6 +30,22 @@ def database_url() -> str:
     from shared.settings import DatabaseSettings
 
     return _found("database_url") or str(DatabaseSettings.model_fields["database_url"].default)
+
+
+def settings() -> "DatabaseSettings":
+    """Return what the environment says about the servers, users and files with passwords included.
+
+    Raises: ConfigurationError when one of these settings is wrong.
+    """
+    from pydantic import ValidationError
+
+    from shared.settings import DatabaseSettings
+
+    try:
+        return DatabaseSettings(nats_url=nats_url(), database_url=database_url())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ConfigurationError(f"REFRESHER_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}") from None
 
 
 def is_known() -> bool:

@@ -14,7 +14,7 @@ from services.recorder.record import Recorder
 from services.recorder.settings import RecorderSettings
 from shared import subjects
 from shared.connect import NATS_AWAY, broker, client_of, postgres
-from shared.provision import CONSUMERS, STREAMS, provision
+from shared.provision import CONSUMERS, STREAMS, until_consumer
 from shared.service import Service
 
 log = logging.getLogger(__name__)
@@ -40,17 +40,18 @@ async def _watch_queues(js: JetStreamContext, metrics: Metrics) -> None:
 
 def build(settings: RecorderSettings) -> tuple[Service, Starlette]:
     """Wire a recorder; nothing connects before it is served."""
-    service = Service("recorder", broker(settings.nats_url, "recorder"))
+    service = Service("recorder", broker(settings, "recorder"))
     metrics = Metrics(service.registry)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        pool = await postgres(settings.database_url, "recorder", size=2)
+        pool = await postgres(settings, "recorder", size=2)
         service.check("postgres", lambda: pool.fetchval("SELECT 1"))
         try:
             async with service.running():
                 client, js = client_of(service.broker)
-                await provision(js, settings.nats_replicas)
+                for stream, consumer in CONSUMERS:  # what is made last: the streams are there before
+                    await until_consumer(js, stream, str(consumer.durable_name))
                 service.spawn(Recorder(pool, metrics, settings.recorder_batch).run(client, js), "recording")
                 service.spawn(abandoned.watch(client, js, metrics), "settling abandoned ticks")
                 service.spawn(_watch_queues(js, metrics), "watching the queues")

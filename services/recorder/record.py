@@ -19,8 +19,9 @@ from services.recorder.metrics import Metrics
 from shared import subjects
 from shared.connect import POSTGRES_AWAY, Connection
 from shared.dead import bury
-from shared.events import Result
-from shared.migrate import migrate
+from shared.errors import Unavailable
+from shared.events import Result, run_id_of
+from shared.migrate import migrate_if_allowed
 from shared.pull import Pull
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Recorder:
         for message in messages:
             self._metrics.redeliveries.inc((message.metadata.num_delivered or 1) > 1)
             try:
-                parsed.append((message, _parse(message.data, message.metadata.timestamp)))
+                parsed.append((message, _parse(message)))
             except ValueError as error:
                 await self._bury(js, message, _reason(error))
         if parsed:
@@ -95,7 +96,7 @@ class Recorder:
 
     async def _migrate(self) -> None:
         async with self._connection() as connection:
-            await migrate(connection)
+            await migrate_if_allowed(connection)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
@@ -109,7 +110,7 @@ class Recorder:
             await self._pool.release(connection)
 
     async def _until_postgres_is_there(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do some work with Postgres, waiting and trying again while it is away or not ready.
+        """Do some work with Postgres, waiting and trying again while it is away or not ready, its schema included.
 
         Raises: one of store.REFUSED, which no waiting mends.
         """
@@ -119,7 +120,7 @@ class Recorder:
                 done = await work()
             except store.REFUSED:
                 raise
-            except (*POSTGRES_AWAY, asyncpg.PostgresError) as error:
+            except (Unavailable, *POSTGRES_AWAY, asyncpg.PostgresError) as error:
                 self._metrics.waiting.set(1)
                 log.warning("waiting for postgres", extra={"error": str(error) or type(error).__name__, "again_in_s": wait})
                 await asyncio.sleep(wait)
@@ -133,15 +134,28 @@ class Recorder:
         await bury(js, message, reason)
 
 
-def _parse(data: bytes, published_at: datetime) -> Result:
-    """Return the result in a message that the server took at this time (this machine's clock may be wrong).
+def _parse(message: Msg) -> Result:
+    """Return the result in a message.
 
-    Raises: ValueError when it is none, or its due instant is absurd.
+    The server lets a runner publish on the subjects of its site alone, so what the result says of itself is held against
+    the subject: no runner can speak for another site, or take the place of a run there.
+    Raises: ValueError when it is no result, is not of that site, or its due instant is absurd.
     """
-    result = Result.model_validate_json(data)
-    if not OLDEST <= result.due_at <= published_at + NEWEST:
+    result = Result.model_validate_json(message.data)
+    if not subjects.is_result_of(result.site, message.subject):
+        raise ValueError(f"it is of site {result.site} and came on {message.subject}")
+    if not _is_its_own(result):
+        raise ValueError(f"{result.run_id} is not the id of that run")
+    if not OLDEST <= result.due_at <= message.metadata.timestamp + NEWEST:  # the server's clock: this machine's may be wrong
         raise ValueError(f"due_at {result.due_at.isoformat()} is before 2000 or after it was published")
     return result
+
+
+def _is_its_own(result: Result) -> bool:
+    """Return whether the id belongs to this run: it follows from schedule, site and instant, or is random (UUID version 4)."""
+    if result.trigger == "manual" or result.schedule is None:
+        return result.run_id.version == 4
+    return result.run_id == run_id_of(result.schedule, result.site, result.due_at)
 
 
 def _reason(error: Exception) -> str:

@@ -28,7 +28,7 @@ from shared.connect import NATS_AWAY, broker, client_of
 from shared.dead import bury
 from shared.errors import ConsumerGone
 from shared.events import Result, Tick
-from shared.provision import REDELIVER_AFTER_S, provision, provision_runner
+from shared.provision import REDELIVER_AFTER_S, until_runner
 from shared.publish import publish_until_stored
 from shared.service import Service
 
@@ -66,7 +66,10 @@ class Runner:
             result = await self._measure(tick, message.metadata.num_delivered or 1, Reporter(client, tick))
             if result is None:
                 return await message.nak()
-            await publish_until_stored(js, subjects.RESULTS, subjects.result(self.site, tick.schedule), result.to_json(), str(tick.run_id))
+            # The runner's own id in that of the message: run ids can be foretold, and the server drops the second message of an
+            # id on whatever subject the first came. A runner elsewhere could otherwise have this result dropped.
+            message_id = f"{tick.run_id}:{self.id}"
+            await publish_until_stored(js, subjects.RESULTS, subjects.result(self.site, tick.schedule), result.to_json(), message_id)
             await _acknowledge(message)
         finally:
             keeping.cancel()
@@ -131,7 +134,7 @@ async def _keep(message: Msg) -> None:
 async def _watch_consumer(started: NatsBroker, site: str) -> None:
     """End when the site's consumer is gone: FastStream's pull loop would spin on it for ever.
 
-    Raises: ConsumerGone; the service ends then and is restarted, which provisions the consumer again.
+    Raises: ConsumerGone; the service ends then and is restarted, which asks for the consumer again.
     """
     _, js = client_of(started)
     while True:
@@ -146,15 +149,14 @@ async def _watch_consumer(started: NatsBroker, site: str) -> None:
 
 def build(settings: RunnerSettings) -> tuple[Service, Starlette]:
     """Wire a runner; nothing connects before it is served."""
-    service = Service("runner", broker(settings.nats_url, "runner"))
+    service = Service("runner", broker(settings, "runner"))
     runner = Runner(settings.site, service.broker, Metrics(service.registry))
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await service.broker.connect()
-        _, js = client_of(service.broker)
-        await provision(js, settings.nats_replicas)
-        await provision_runner(js, settings.site)
+        client, js = client_of(service.broker)
+        await until_runner(client, js, settings.site)
         async with service.running():
             service.spawn(runner.heartbeat.beat(js), "heartbeat")
             service.spawn(_watch_consumer(service.broker, settings.site), "watching the consumer")

@@ -16,7 +16,7 @@ from services.scheduler.schedules import Change, Snapshot, follow
 from services.scheduler.settings import SchedulerSettings
 from shared import subjects
 from shared.connect import broker, client_of
-from shared.provision import provision
+from shared.provision import provision, provision_on_request
 from shared.publish import publish_until_stored
 from shared.service import Service
 from shared.waiting import happens
@@ -119,7 +119,7 @@ class Scheduler:
 
 def build(settings: SchedulerSettings) -> tuple[Service, Starlette]:
     """Wire a scheduler; nothing connects before it is served."""
-    service = Service("scheduler", broker(settings.nats_url, "scheduler"))
+    service = Service("scheduler", broker(settings, "scheduler"))
     scheduler = Scheduler(Metrics(service.registry))
 
     @asynccontextmanager
@@ -127,6 +127,7 @@ def build(settings: SchedulerSettings) -> tuple[Service, Starlette]:
         async with service.running():
             client, js = client_of(service.broker)
             await provision(js, settings.nats_replicas)
+            await provision_on_request(client, js)
             service.spawn(scheduler.follow(follow(client, js)), "following the schedules")
             service.spawn(scheduler.publish(js), "publishing ticks")
             yield

@@ -17,7 +17,6 @@ from nats.js.errors import NotFoundError
 
 from shared import subjects
 from shared.events import Tick
-from shared.provision import provision
 from shared.publish import publish_until_stored
 from shared.schedules import Interval, Schedule
 from tests.servers import Nats
@@ -97,9 +96,8 @@ def interval(name: str, every_s: int, **fields: Any) -> Schedule:
 
 @pytest.fixture
 async def bus(nats_server: Nats) -> AsyncIterator[Bus]:
-    """Give a provisioned server's client."""
+    """Give a client of this test's server."""
     client = await nats.connect(nats_server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_quiet)
-    await provision(client.jetstream())
     yield Bus(client)
     await client.close()
 

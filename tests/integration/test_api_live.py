@@ -230,7 +230,7 @@ async def test_a_run_is_published_as_a_manual_tick(api: Api, bus: Client) -> Non
     assert answer.status_code == ad_hoc.status_code == 202
     run = answer.json()
     assert answer.headers["location"] == f"/api/v1/results/{run['run_id']}"
-    assert run["subject"] == f"refresher.tick.home.hourly.run-{UUID(run['run_id']).hex}"
+    assert run["subject"] == f"refresher.tick.home.hourly.run.{UUID(run['run_id']).hex}"
     tick = Tick.model_validate_json((await bus.jetstream().get_last_msg(subjects.TICKS, run["subject"])).data or b"")
     assert (str(tick.run_id), tick.schedule, tick.site, tick.engine) == (run["run_id"], "hourly", "home", "noop")
     assert (tick.trigger, tick.options, tick.expires_at - tick.due_at) == ("manual", {"seconds": 1}, timedelta(seconds=100))

@@ -12,7 +12,7 @@ import pytest
 
 from shared import subjects
 from shared.dead import LONGEST
-from shared.events import Client, Failure, Measurement, Result, Server, Status
+from shared.events import Client, Failure, Measurement, Result, Server, Status, run_id_of
 from shared.publish import publish_until_stored
 from tests.integration.conftest import Bus, Start, until
 from tests.servers import Postgres
@@ -28,7 +28,7 @@ def a_result(**fields: Any) -> Result:
         "run_id": uuid4(),
         "site": "home",
         "schedule": "hourly",
-        "trigger": "schedule",
+        "trigger": "manual",
         "engine": "speedtest",
         "due_at": now,
         "status": Status.SUCCEEDED,
@@ -146,6 +146,9 @@ BAD = {
     "a 400-digit number": _with(measurement={"download_bytes": 10**400}),
     "a year that nobody lives in": _with(due_at="9999-12-31T00:00:00Z"),
     "a time without a zone": _with(due_at="2026-01-01T00:00:00"),
+    "a site that is not the subject's": _with(site="office"),
+    "the id of another run": _with(trigger="schedule"),
+    "an id that somebody could foretell": _with(run_id=str(run_id_of("hourly", "office", datetime.now(UTC)))),
     "numbers of a failed run": _with(status="failed", failure={"kind": "x", "message": "y"}),
 }
 

@@ -97,3 +97,23 @@ def _healthcheck(service: ServiceProcess) -> int:
     nobody = {f"REFRESHER_{name.upper()}_PORT": "9" for name in SERVICES}
     environment = {**os.environ, **nobody, f"REFRESHER_{service.name.upper()}_PORT": str(service.port)}
     return subprocess.run([sys.executable, "-m", "shared.healthcheck"], env=environment, stderr=subprocess.DEVNULL, check=False).returncode
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [
+        *((f"REFRESHER_{each}_FILE", "missing") for each in ("NATS_PASSWORD", "NATS_CA", "DATABASE_PASSWORD")),
+        *((f"REFRESHER_{each}_FILE", "directory") for each in ("NATS_PASSWORD", "NATS_CA", "DATABASE_PASSWORD")),
+        ("REFRESHER_NATS_CA_FILE", "empty"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(variable: str, name: str, tmp_path: Path) -> None:
+    """One that is not there or no file, and as authority one without a certificate: variable and file, before anything starts."""
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "empty").touch()
+    service = ServiceProcess("recorder", tmp_path, "nats://127.0.0.1:9", **{variable: str(tmp_path / name)})
+    assert service.process.wait(20) == 78
+    told = service.log.read_text()
+    assert variable in told
+    assert str(tmp_path / name) in told
+    assert "Traceback" not in told

@@ -198,7 +198,26 @@ def test_a_killed_supervisor_leaves_nothing_behind_and_can_start_again(open_dire
         up.process.wait()
         assert all_gone(processes)
         up.start()
+        assert up.took_s < 10, "PostgreSQL did not wait for the sessions of the dead"
         assert len(up.results()) == 1
+    finally:
+        stop(up.process)
+
+
+def test_a_second_signal_ends_everything_at_once(open_directory: Path, standin: StandIn) -> None:
+    """Ctrl-C twice: killed instead of stopped in order, and nothing is restarted."""
+    up = Up(open_directory / "data", **standin.environment(), PGSSLMODE="require", REFRESHER_API_HOST="127.0.0.2")
+    try:
+        assert up.api.startswith("http://127.0.0.2:"), "found where it listens"
+        processes, before = up.processes(), up.output.stat().st_size
+        stubborn = up.child("postgres")
+        stubborn.suspend()  # it would not stop by itself
+        up.process.send_signal(signal.SIGINT)
+        up.wait_for("stopping", before)
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(15) == 0
+        assert all_gone(processes)
+        assert "restarting" not in up.output.read_bytes()[before:].decode()
     finally:
         stop(up.process)
 

@@ -1,9 +1,7 @@
 """The bus: NATS reachable, JetStream on, every stream, bucket and durable consumer there with the settings it needs."""
 
-import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import nats
 from nats.aio.client import Client
@@ -14,11 +12,11 @@ from nats.js.errors import NotFoundError
 from services.cli import target
 from services.cli.checks import Finding, without_password
 from shared import subjects
-from shared.connect import NATS_AWAY, unreachable
+from shared.connect import NATS_AWAY, nats_login, nats_servers, unreachable
 from shared.errors import Unavailable
-from shared.provision import CONSUMERS, STREAMS
+from shared.provision import CONSUMERS, STREAMS, differing
 
-RESTART = "restart any service: each creates what is missing and corrects what differs when it starts"
+RESTART = "restart the scheduler: it creates what is missing and corrects what differs when it starts"
 NEARLY_FULL = 0.8
 
 
@@ -28,21 +26,20 @@ async def connection() -> AsyncIterator[Client]:
 
     Raises: Unavailable when it does not answer or refuses.
     """
-    url = target.nats_url()
+    url, settings = target.nats_url(), target.settings()
     causes: list[Exception] = []
 
     async def remember(cause: Exception) -> None:
         causes.append(cause)
 
-    servers = [each.strip() for each in url.split(",")]
     # one attempt in the end means two: with none at all nats-py would never give up
     limits = {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0.1, "connect_timeout": 3}
     try:
-        client = await nats.connect(servers, name="refresher-doctor", error_cb=remember, **limits)
+        client = await nats.connect(nats_servers(url), name="refresher-doctor", error_cb=remember, **limits, **nats_login(settings))
     except (*NATS_AWAY, ValueError, AttributeError) as error:  # nats-py parses a URL that is none in several ways
         cause = causes[-1] if causes else error  # "no servers available" says less than why
         if "Authorization" in str(cause):
-            raise Unavailable(f"NATS at {without_password(url)} refuses the user and password in REFRESHER_NATS_URL") from None
+            raise Unavailable(f"NATS at {without_password(url)} refuses the user or the password that it was given") from None
         raise unreachable("NATS", url, cause) from None
     try:
         yield client
@@ -73,8 +70,8 @@ async def check_consumer(js: JetStreamContext, stream: str, wanted: ConsumerConf
         info = await js.consumer_info(stream, durable)
     except NotFoundError:
         return Finding(name, "failed", "is not there", RESTART)
-    if differing := _differing(wanted, info.config):
-        return Finding(name, "failed", differing, RESTART)
+    if differences := differing(wanted, info.config):
+        return Finding(name, "failed", differences, RESTART)
     told = f"{info.num_pending or 0} pending, {info.num_ack_pending or 0} being worked on, {info.num_redelivered or 0} delivered again"
     if info.num_redelivered:
         return Finding(name, "warning", told, "see the log of the service that reads it: it could not finish, and tries again")
@@ -89,8 +86,8 @@ async def _stream(js: JetStreamContext, config: StreamConfig) -> Finding:
     except NotFoundError:
         return Finding(name, "failed", "is not there", RESTART)
     wanted = config.evolve(retention=RetentionPolicy.LIMITS, storage=config.storage or StorageType.FILE)
-    if differing := _differing(wanted, info.config):
-        return Finding(name, "failed", differing, RESTART)
+    if differences := differing(wanted, info.config):
+        return Finding(name, "failed", differences, RESTART)
     share = info.state.bytes / (config.max_bytes or 1)
     told = f"{info.state.messages:,} messages, {share:.0%} full"
     if share > NEARLY_FULL:
@@ -106,18 +103,3 @@ async def _dead_letters(js: JetStreamContext) -> Finding:
     if count:
         return Finding("dead letters", "warning", f"{count:,} messages could not be used", f"read them: nats stream view {subjects.DEAD}")
     return Finding("dead letters", "ok", "none")
-
-
-def _differing(wanted: StreamConfig | ConsumerConfig, found: Any) -> str:
-    """Return which settings are not as they should be; empty when all are. What `wanted` does not set is the server's choice."""
-    differences = []
-    for field in dataclasses.fields(wanted):
-        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
-        is_set = ours is not None and (field.name, ours) != ("duplicate_window", 0)  # 0 stands for none given
-        if is_set and ours != theirs:
-            differences.append(f"{field.name} is {_plain(theirs)} instead of {_plain(ours)}")
-    return ", ".join(differences)
-
-
-def _plain(value: object) -> str:
-    return str(getattr(value, "value", value))
