@@ -113,7 +113,8 @@ def test_sites_named_twice_are_ticked_once() -> None:
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 400), st.booleans()), max_size=30))
 def test_whatever_is_edited_each_instant_goes_out_at_most_once(steps: list[tuple[int, int, bool]]) -> None:
     """Edits, pauses and time passing in any order: no (schedule, instant) is taken twice, and none that is not due."""
-    plan, now, published = Plan(), at(1), set()
+    # between two instants: one at the very moment of an edit is due again, and the stream refuses it
+    plan, now, published = Plan(), at(1.5), set()
     for number, seconds, enabled in steps:
         plan.put(schedule(30 + number, name=f"s{number}", enabled=enabled, active_since=now), now)
         now += timedelta(seconds=seconds)
