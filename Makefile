@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock dashboards bench-idle bench-latency clean backup restore
+.PHONY: help run test check format lock dashboards bench-idle bench-latency clean backup restore secrets up down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,17 @@ backup: $(VENV)/.runtime ## save results and schedules in FILE=refresher-<now>.t
 
 restore: $(VENV)/.runtime ## bring back FILE=... on an empty system
 	@$(BIN)/refresher restore "$(or $(FILE),$(error say which: make restore FILE=refresher-20260101T000000Z.tar.gz))"
+
+secrets: ## make the passwords and certificates of the composed system, where there are none
+	@docker compose --file deploy/compose.yml build --quiet scheduler
+	@sh deploy/secrets.sh
+
+up: secrets ## run the composed system on this machine (Docker)
+	@docker compose --file deploy/compose.yml up --detach
+	@echo "API http://127.0.0.1:8470, Grafana http://127.0.0.1:3000/grafana/; stop it with: make down"
+
+down: ## stop the composed system; its data stays
+	@docker compose --file deploy/compose.yml down
 
 bench-idle: $(VENV)/.dev ## memory and CPU of the idle embedded system
 	$(BIN)/python -m bench.idle
