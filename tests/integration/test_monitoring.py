@@ -167,9 +167,10 @@ def test_every_replica_of_the_services_is_watched() -> None:
     ports = {"api": 8470, "scheduler": 8471, "runner": 8472, "recorder": 8473}
     found = {name: jobs[name]["dns_sd_configs"] for name in ports}
     assert found == {name: [{"names": [name], "type": "A", "port": port, "refresh_interval": "15s"}] for name, port in ports.items()}
-    others = {job["static_configs"][0]["targets"][0] for name, job in jobs.items() if name not in ports}
+    assert jobs["cadvisor"]["dns_sd_configs"] == [{"names": ["cadvisor"], "type": "A", "port": 8080}], "only where there is one"
+    others = {job["static_configs"][0]["targets"][0] for name, job in jobs.items() if name not in {*ports, "cadvisor"}}
     assert others == {
-        *("nats-exporter:7777", "postgres-exporter:9187", "node-exporter:9100", "cadvisor:8080"),
+        *("nats-exporter:7777", "postgres-exporter:9187", "node-exporter:9100"),
         *("localhost:9090", "alertmanager:9093"),
     }
 
