@@ -7,6 +7,11 @@ RefresherError
 └── ProbeError           the link, not the code, is at fault: recorded as a failed result
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class RefresherError(Exception):
     """The base of all; its text is a sentence that a person can act on."""
@@ -38,3 +43,8 @@ class ProbeError(RefresherError):
         self.message = message
         self.log = log
         self.engine_version = engine_version
+
+
+def reasons(error: "ValidationError") -> str:
+    """Return what is wrong with a value, on one line: the first five reasons, each with the place that it is about."""
+    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'value'}: {each['msg']}" for each in error.errors()[:5])

@@ -19,7 +19,7 @@ from services.recorder.metrics import Metrics
 from shared import subjects
 from shared.connect import POSTGRES_AWAY, Connection
 from shared.dead import bury
-from shared.errors import Unavailable
+from shared.errors import Unavailable, reasons
 from shared.events import Result, run_id_of
 from shared.migrate import migrate_if_allowed
 from shared.pull import Pull
@@ -160,5 +160,5 @@ def _is_its_own(result: Result) -> bool:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return "not a result: " + "; ".join(f"{'.'.join(map(str, each['loc'])) or 'value'}: {each['msg']}" for each in error.errors()[:5])
+        return f"not a result: {reasons(error)}"
     return f"cannot be stored: {type(error).__name__}: {error}"

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from shared import subjects
 from shared.connect import NATS_AWAY
-from shared.errors import ConsumerGone
+from shared.errors import ConsumerGone, reasons
 from shared.pull import Pull
 from shared.schedules import Schedule
 
@@ -95,8 +95,3 @@ def _change(message: Msg) -> Change:
         log.warning("schedule is invalid and not run", extra={"schedule": name, "reasons": f"it calls itself {schedule.name}"})
         return Change(name, None, invalid=True)
     return Change(name, schedule)
-
-
-def reasons(error: ValidationError) -> str:
-    """Return what is wrong with a value, on one line."""
-    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'value'}: {each['msg']}" for each in error.errors()[:5])
