@@ -1,29 +1,30 @@
 """The instants at which a schedule is due: pure functions, no clock of their own.
 
-An interval counts elapsed time from the epoch, so it never drifts and knows no daylight saving. A cron expression
-follows the clock of its zone as Debian's cron does (cronsim): at the spring change a fixed time inside the gap runs
-right after it, at the autumn change a fixed time runs once, and an expression with a `*` hour or minute runs by elapsed time.
+An interval counts elapsed time from the epoch, so it never drifts and knows no daylight saving. A cron expression follows the
+clock of its zone (`shared.cron`), and random gaps are drawn from names (`shared.randomly`): whoever asks, at whatever time,
+finds the same instants.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b
-from zoneinfo import ZoneInfo
 
-from cronsim import CronSim
-
-from shared.schedules import Cron, Interval, Schedule
+from shared import cron, exclusions, randomly
+from shared.schedules import LATE_S, Cron, Exclusion, Interval, Manual, Once, Random, Schedule
 
 
 def instants(schedule: Schedule, site: str, after: datetime) -> Iterator[datetime]:
-    """Yield every due instant of a schedule at a site strictly after `after`, in UTC, in order, for ever.
+    """Yield every due instant of a schedule at a site strictly after `after`, in UTC, in order.
 
-    Instants before `active_since` are not due. A cron that never comes again ends the iteration.
+    Instants before `active_since` or outside of its validity are not due. It ends when no other one will ever be due.
     """
-    after = max(after, schedule.active_since - timedelta(microseconds=1))
-    if isinstance(schedule.timing, Interval):
-        return _interval(schedule.timing, f"{schedule.name}:{site}", after)
-    return _cron(schedule.timing, after)
+    rule = _rule(schedule, site)
+    last = _last(rule)
+    while (instant := _following(rule, after)) and not (last and instant > last):
+        yield instant
+        after = instant
 
 
 def following(schedule: Schedule, site: str, after: datetime) -> datetime | None:
@@ -33,49 +34,153 @@ def following(schedule: Schedule, site: str, after: datetime) -> datetime | None
 
 def latest(schedule: Schedule, site: str, after: datetime, until: datetime) -> datetime | None:
     """Return the last due instant in (after, until], or None when there is none."""
-    after = max(after, schedule.active_since - timedelta(microseconds=1))
-    if isinstance(schedule.timing, Interval):
-        every, phase = schedule.timing.every_s, _phase_s(schedule.timing, f"{schedule.name}:{site}")
-        candidate = _at(_floor(until, every, phase))
-        return candidate if candidate > after else None
-    last = None
-    for instant in _cron(schedule.timing, after):
-        if instant > until:
-            break
-        last = instant
-    return last
+    rule = _rule(schedule, site)
+    after = max(after, rule.since)
+    moment = min(until, _last(rule) or until, rule.until or until)
+    while moment > after and (instant := _before(rule, moment, after)):
+        excluded = exclusions.around(rule.exclusions, instant)
+        if not excluded:
+            return instant
+        moment = excluded[0] - _MOMENT
+    return None
+
+
+def last_started(schedule: Schedule, site: str, after: datetime, now: datetime) -> datetime | None:
+    """Return the last instant in (after, now] whose run was to have started by now, or None when there is none."""
+    until = now
+    while instant := latest(schedule, site, after, until):
+        if start_of(schedule, site, instant) <= now:
+            return instant
+        until = instant - _MOMENT
+    return None
+
+
+def start_of(schedule: Schedule, site: str, due_at: datetime) -> datetime:
+    """Return when the run of an instant is to start: the instant, the spread of the site, and the jitter of the run."""
+    if not (schedule.spread_s or schedule.jitter_s):
+        return due_at
+    spread_s = _share(f"{schedule.name}:{site}") * schedule.spread_s
+    jitter_s = _share(f"{schedule.name}:{site}:{int(due_at.timestamp())}") * schedule.jitter_s
+    return due_at + timedelta(milliseconds=int((spread_s + jitter_s) * 1000))
+
+
+def looked_back(schedule: Schedule) -> timedelta:
+    """Return how old an instant may be for a scheduler to publish it: its run starts with spread and jitter, and is then caught up."""
+    within_s = LATE_S if schedule.catch_up == "none" else max(schedule.catch_up_within_s, LATE_S)
+    return timedelta(seconds=within_s + schedule.spread_s + schedule.jitter_s)
+
+
+def same_everywhere(schedule: Schedule) -> bool:
+    """Return whether an instant is due, and starts, at all sites at once."""
+    if isinstance(schedule.timing, Random) or schedule.spread_s or schedule.jitter_s:
+        return False
+    return not (isinstance(schedule.timing, Interval) and schedule.timing.phase_s is None)
+
+
+_MOMENT = timedelta(microseconds=1)
+_EXCLUDED_IN_A_ROW = 1_000
+"""So often is an instant looked for after an exclusion; then everything is excluded, and none will ever be due."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What the instants of a schedule at a site depend on."""
+
+    key: str
+    timing: Interval | Cron | Once | Manual | Random
+    since: datetime
+    """Everything due is later than this."""
+    until: datetime | None
+    """Nothing due is later than this."""
+    exclusions: tuple[Exclusion, ...]
+    max_runs: int | None
+
+
+def _rule(schedule: Schedule, site: str) -> _Rule:
+    since = max(schedule.active_since, schedule.valid_from or schedule.active_since) - _MOMENT
+    until = schedule.valid_until - _MOMENT if schedule.valid_until else None
+    return _Rule(f"{schedule.name}:{site}", schedule.timing, since, until, schedule.exclusions, schedule.max_runs)
+
+
+def _following(rule: _Rule, after: datetime) -> datetime | None:
+    moment = max(after, rule.since)
+    for _ in range(_EXCLUDED_IN_A_ROW):
+        instant = _after(rule, moment)
+        if instant is None or (rule.until and instant > rule.until):
+            return None
+        excluded = exclusions.around(rule.exclusions, instant)
+        if not excluded:
+            return instant
+        moment = excluded[1] - _MOMENT
+    return None
+
+
+def _last(rule: _Rule) -> datetime | None:
+    """Return the instant after which no run is left, or None when there is no such limit."""
+    return _last_run(rule) if rule.max_runs else None
+
+
+@lru_cache(maxsize=1_024)
+def _last_run(rule: _Rule) -> datetime | None:
+    moment = rule.since
+    for _ in range(rule.max_runs or 0):
+        following = _following(rule, moment)
+        if following is None:
+            return None
+        moment = following
+    return moment
+
+
+def _after(rule: _Rule, moment: datetime) -> datetime | None:
+    """Return the first instant of the timing alone strictly after a moment."""
+    match rule.timing:
+        case Interval() as timing:
+            return _at(_floor(moment, timing.every_s, _phase_s(timing, rule.key)) + timing.every_s)
+        case Cron() as timing:
+            return cron.after(cron.key_of(timing), moment)
+        case Random() as timing:
+            return _at(randomly.after(timing, rule.key, _seconds(moment)))
+        case Once() as timing:
+            return timing.at.astimezone(UTC) if timing.at > moment else None
+        case Manual():
+            return None
+
+
+def _before(rule: _Rule, moment: datetime, after: datetime) -> datetime | None:
+    """Return the last instant of the timing alone in (after, moment]."""
+    match rule.timing:
+        case Interval() as timing:
+            instant = _at(_floor(moment, timing.every_s, _phase_s(timing, rule.key)))
+        case Cron() as timing:
+            return cron.before(cron.key_of(timing), moment, after)
+        case Random() as timing:
+            instant = _at(randomly.before(timing, rule.key, _seconds(moment)))
+        case Once() as timing:
+            instant = timing.at.astimezone(UTC)
+        case Manual():
+            return None
+    return instant if after < instant <= moment else None
 
 
 def _phase_s(timing: Interval, key: str) -> int:
     """Return the phase in seconds; a spread one lies in the middle 80 % of the period, clear of the top of the hour."""
     if timing.phase_s is not None:
         return timing.phase_s % timing.every_s
-    share = int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) / 2**64
-    return int(timing.every_s * (0.1 + 0.8 * share))
+    return int(timing.every_s * (0.1 + 0.8 * _share(key)))
+
+
+def _share(key: str) -> float:
+    """Return a number in [0, 1) that follows from a text and is spread evenly over texts."""
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) / 2**64
 
 
 def _floor(moment: datetime, every: int, phase: int) -> int:
-    seconds = (moment - _EPOCH) // timedelta(seconds=1)
-    return (seconds - phase) // every * every + phase
+    return (_seconds(moment) - phase) // every * every + phase
 
 
-def _interval(timing: Interval, key: str, after: datetime) -> Iterator[datetime]:
-    due = _floor(after, timing.every_s, _phase_s(timing, key))
-    while True:
-        due += timing.every_s
-        yield _at(due)
-
-
-def _cron(timing: Cron, after: datetime) -> Iterator[datetime]:
-    previous = after
-    for local in CronSim(timing.expression, after.astimezone(ZoneInfo(timing.zone))):
-        instant = local.astimezone(UTC)
-        if instant > previous:  # a fold may be named twice: an instant is due once
-            yield instant
-            previous = instant
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+def _seconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(seconds=1)
 
 
 def _at(seconds: int) -> datetime:

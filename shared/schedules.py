@@ -2,13 +2,26 @@
 
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from itertools import islice, pairwise
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
-from shared.events import Name
+from shared.errors import reasons
+from shared.events import Fallback, Name, Overlap
 
 YEAR_S = 366 * 24 * 3600
 
@@ -32,11 +45,23 @@ def _known_zone(zone: str) -> str:
     return zone
 
 
-def _no_text(seconds: object) -> object:
+def _no_text(number: object) -> object:
     """Refuse what is only read as a number by courtesy: `"60"`, `true`."""
-    if isinstance(seconds, str | bytes | bool):
-        raise ValueError("must be a number of seconds")  # noqa: TRY004 - pydantic turns a ValueError into its own
-    return seconds
+    if isinstance(number, str | bytes | bool):
+        raise ValueError("must be a whole number")  # noqa: TRY004 - pydantic turns a ValueError into its own
+    return number
+
+
+def _whole_second(moment: datetime) -> datetime:
+    """Refuse fractions: the instant is part of the name of its tick, in seconds."""
+    if moment.microsecond:
+        raise ValueError("must be a whole second")
+    return moment
+
+
+Seconds = BeforeValidator(_no_text)
+Zone = Annotated[str, StringConstraints(max_length=64), AfterValidator(_known_zone)]
+ClockTime = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 
 
 class _Strict(BaseModel):
@@ -47,35 +72,185 @@ class Interval(_Strict):
     """Every so many seconds of elapsed time, whatever clocks on walls do."""
 
     kind: Literal["interval"] = "interval"
-    every_s: Annotated[int, Field(ge=1, le=YEAR_S), BeforeValidator(_no_text)]
-    phase_s: Annotated[int, Field(ge=0, le=YEAR_S), BeforeValidator(_no_text)] | None = None
+    every_s: Annotated[int, Field(ge=1, le=YEAR_S), Seconds]
+    phase_s: Annotated[int, Field(ge=0, le=YEAR_S), Seconds] | None = None
     """Seconds after a multiple of `every_s` since 1970 (UTC). None spreads by the names of schedule and site."""
 
 
 class Cron(_Strict):
-    """The minutes that a five-field cron expression names, on the clock of a zone."""
+    """The minutes that a five-field cron expression names, on the clock of a zone.
+
+    Where the minute or the hour begins with `*` it runs by elapsed time: clocks that change neither stop nor repeat it. A fixed
+    time follows `gap` and `fold`.
+    """
 
     kind: Literal["cron"] = "cron"
     expression: Annotated[str, StringConstraints(max_length=200), AfterValidator(_five_fields)]
-    zone: Annotated[str, StringConstraints(max_length=64), AfterValidator(_known_zone)] = "UTC"
+    zone: Zone = "UTC"
+    gap: Literal["skip", "next"] = "next"
+    """A time that the clock leaps over in spring: not at all that day, or as soon as the clock has leapt."""
+    fold: Literal["first", "both"] = "first"
+    """A time that the clock shows twice in autumn: the first time only, or both times."""
 
 
-Timing = Annotated[Interval | Cron, Field(discriminator="kind")]
+class Once(_Strict):
+    """One instant."""
+
+    kind: Literal["once"] = "once"
+    at: Annotated[AwareDatetime, AfterValidator(_whole_second)]
+
+
+class Manual(_Strict):
+    """Never by itself: only when somebody asks for it."""
+
+    kind: Literal["manual"] = "manual"
+
+
+class Random(_Strict):
+    """At random, so that nothing else that is periodic stays in step with it: the gaps are exponentially distributed.
+
+    Values outside of the bounds are moved to them. The gaps are drawn from the names of schedule and site: every scheduler, and
+    the ledger later, finds the same instants.
+    """
+
+    kind: Literal["random"] = "random"
+    mean_s: Annotated[int, Field(ge=10, le=YEAR_S), Seconds]
+    min_s: Annotated[int, Field(ge=1, le=YEAR_S), Seconds] | None = None
+    """The shortest gap. None is a tenth of the mean."""
+    max_s: Annotated[int, Field(ge=2, le=YEAR_S), Seconds] | None = None
+    """The longest gap. None is two and a half times the mean."""
+
+    def bounds_s(self) -> tuple[int, int]:
+        """Return the shortest and the longest gap in seconds."""
+        shortest = max(1, self.mean_s // 10) if self.min_s is None else self.min_s
+        return shortest, self.mean_s * 5 // 2 if self.max_s is None else self.max_s
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Self:
+        shortest, longest = self.bounds_s()
+        if not shortest <= self.mean_s <= longest <= 10 * self.mean_s:
+            raise ValueError("the bounds must lie around mean_s: min_s at most the mean, max_s from the mean to ten times the mean")
+        if longest < 2 * shortest:
+            raise ValueError("max_s must be at least twice min_s; gaps that are all alike are an interval")
+        return self
+
+
+Timing = Annotated[Interval | Cron | Once | Manual | Random, Field(discriminator="kind")]
+
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+class Weekly(_Strict):
+    """A part of some days of the week in which nothing is due, on the clock of a zone."""
+
+    kind: Literal["weekly"] = "weekly"
+    days: Annotated[tuple[Day, ...], Field(min_length=1, max_length=7)] = DAYS
+    """The days on which it begins."""
+    start: ClockTime
+    """`HH:MM`, the first minute that is excluded."""
+    end: ClockTime
+    """`HH:MM`, the first minute that is not; on the next day when it is not after `start`."""
+    zone: Zone = "UTC"
+
+
+class Period(_Strict):
+    """A time from an instant (inclusive) to another (exclusive) in which nothing is due."""
+
+    kind: Literal["period"] = "period"
+    since: Annotated[AwareDatetime, Field(alias="from")]
+    until: Annotated[AwareDatetime, Field(alias="to")]
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        if self.until <= self.since:
+            raise ValueError("`to` must be after `from`")
+        return self
+
+
+Exclusion = Annotated[Weekly | Period, Field(discriminator="kind")]
+
+
+def shortest_gap_s(timing: Interval | Cron | Once | Manual | Random) -> int | None:
+    """Return the shortest time between two instants in seconds, None where there are no two; of a cron expression as the clock shows it."""
+    match timing:
+        case Interval():
+            return timing.every_s
+        case Random():
+            return timing.bounds_s()[0]
+        case Cron():
+            return _shortest_gap_s(timing.expression)
+        case _:
+            return None
+
+
+@lru_cache(maxsize=1024)
+def _shortest_gap_s(expression: str) -> int | None:
+    found = list(islice(CronSim(expression, datetime(2026, 1, 1, tzinfo=UTC)), 200))
+    return min((int((other - one).total_seconds()) for one, other in pairwise(found)), default=None)
+
+
+class FallbackSpec(Fallback):
+    """The engine that measures when the first one failed; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+CatchUp = Literal["none", "latest", "all"]
 
 
 class ScheduleSpec(_Strict):
     """What a person decides about a schedule."""
 
     engine: Name = "speedtest"
-    sites: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1_000)] = ("home",)
-    """One tick per site and instant."""
-    timing: Timing
-    enabled: StrictBool = True
-    """False pauses: instants while paused are not due, and are not caught up."""
     options: dict[str, Any] = {}
     """For the engine, which validates them."""
-    start_within_s: Annotated[int, Field(ge=1, le=86_400), BeforeValidator(_no_text)] = 3_600
-    """A run that nobody could start this long after it was due (or by the next instant) ends as `missed`."""
+    fallback: FallbackSpec | None = None
+    """What to run instead when the engine failed, within the same run."""
+    sites: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1_000)] = ("home",)
+    """One tick per site and instant."""
+    line: Name | None = None
+    """The line of those sites to measure, as its runners call it (`REFRESHER_LINE`); None is the one without a name."""
+    labels: Annotated[tuple[Name, ...], Field(max_length=20)] = ()
+    """What the runner must have among its labels (`REFRESHER_LABELS`)."""
+    timing: Timing
+    valid_from: AwareDatetime | None = None
+    """Nothing is due before."""
+    valid_until: AwareDatetime | None = None
+    """Nothing is due from here on."""
+    max_runs: Annotated[int, Field(ge=1, le=10_000), Seconds] | None = None
+    """At each site only so many instants are due, counted from `active_since`."""
+    exclusions: Annotated[tuple[Exclusion, ...], Field(max_length=50)] = ()
+    """When nothing is due."""
+    spread_s: Annotated[int, Field(ge=0, le=86_400), Seconds] = 0
+    """Each site starts so many seconds after the instant at most, always the same: a fleet does not test at once."""
+    jitter_s: Annotated[int, Field(ge=0, le=86_400), Seconds] = 0
+    """Each run starts so many seconds later still at most, each time others."""
+    enabled: StrictBool = True
+    """False pauses: instants while paused are not due, and are not caught up."""
+    catch_up: CatchUp = "latest"
+    """Which of the instants that passed while no scheduler was alive are run afterwards. The others end as `missed`."""
+    catch_up_within_s: Annotated[int, Field(ge=0, le=86_400), Seconds] = 86_400
+    """How old an instant may be to be caught up."""
+    overlap: Overlap = "queue_all"
+    """What becomes of a run whose line is busy."""
+    priority: Annotated[int, Field(ge=0, le=9), Seconds] = 5
+    """Of the runs that wait for a line, one of the highest priority goes first."""
+    start_within_s: Annotated[int, Field(ge=1, le=86_400), Seconds] = 3_600
+    """A run that nobody could start this long after it was to start (or by the next instant) ends as `missed`."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.valid_from and self.valid_until and self.valid_until <= self.valid_from:
+            raise ValueError("valid_until must be after valid_from")
+        shortest = shortest_gap_s(self.timing)
+        if shortest is not None and self.jitter_s and self.jitter_s >= shortest:
+            raise ValueError(f"jitter_s must be less than the shortest time between two runs, {shortest} s: they would overtake each other")
+        if self.fallback and self.fallback.engine == self.engine and self.fallback.options == self.options:
+            raise ValueError("the fallback is the same engine with the same options: it would only repeat the failure")
+        return self
 
 
 class Schedule(ScheduleSpec):
@@ -85,4 +260,25 @@ class Schedule(ScheduleSpec):
 
     name: Name
     active_since: AwareDatetime
-    """The last time that it began to apply: created, resumed, or its timing or sites changed. Nothing earlier is due."""
+    """The last time that it began to apply: created, resumed, or something that says when it is due changed. Nothing earlier is due."""
+
+
+WHEN = ("sites", "timing", "valid_from", "valid_until", "max_runs", "exclusions")
+"""The fields that say when a schedule is due: with any of them changed it applies anew, from that moment on."""
+
+LATE_S = 10
+"""A run that starts more than so many seconds late is one that is caught up: no scheduler was there in time."""
+
+
+def read(name: str, value: bytes) -> Schedule:
+    """Return the schedule that is stored under a name.
+
+    Raises: ValueError with the reasons when the value is no schedule, or is that of another name.
+    """
+    try:
+        schedule = Schedule.model_validate_json(value)
+    except ValidationError as error:
+        raise ValueError(reasons(error)) from None
+    if schedule.name != name:
+        raise ValueError(f"it calls itself {schedule.name}")
+    return schedule

@@ -2,14 +2,15 @@
 
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise, takewhile
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.due import following, instants, latest
-from shared.schedules import Cron, Interval, Schedule
+from shared.due import following, instants, latest, same_everywhere, start_of
+from shared.schedules import Cron, Exclusion, Interval, Manual, Once, Period, Random, Schedule, Weekly
 
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "America/St_Johns")
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -35,13 +36,27 @@ crons = st.builds(
 )
 
 
-def schedule(timing: Interval | Cron, active_since: datetime = LONG_AGO) -> Schedule:
+randoms = st.builds(Random, mean_s=st.integers(60, 7_200))
+exclusions = st.lists(
+    st.builds(
+        Weekly,
+        days=st.lists(st.sampled_from(("mon", "tue", "fri", "sun")), min_size=1, max_size=3).map(tuple),
+        start=st.sampled_from(("00:00", "01:30", "09:00", "22:15")),
+        end=st.sampled_from(("00:00", "02:30", "06:00", "17:45")),
+        zone=st.sampled_from(ZONES),
+    )
+    | st.builds(lambda since, days: Period(since=since, until=since + days), moments, st.timedeltas(timedelta(1), timedelta(40))),
+    max_size=3,
+).map(tuple)
+
+
+def schedule(timing: Interval | Cron | Random | Once | Manual, active_since: datetime = LONG_AGO, **fields: Any) -> Schedule:
     """Return a schedule with this timing."""
-    return Schedule(name="s", timing=timing, active_since=active_since)
+    return Schedule(name="s", timing=timing, active_since=active_since, **fields)
 
 
-@given(intervals | crons, moments)
-def test_instants_come_in_order_and_after_the_given_moment(timing: Interval | Cron, after: datetime) -> None:
+@given(intervals | crons | randoms, moments)
+def test_instants_come_in_order_and_after_the_given_moment(timing: Interval | Cron | Random, after: datetime) -> None:
     """No instant is due twice, none goes back in time, and none is the moment itself."""
     found = list(islice(instants(schedule(timing), "home", after), 5))
     assert all(instant > after for instant in found)
@@ -49,8 +64,8 @@ def test_instants_come_in_order_and_after_the_given_moment(timing: Interval | Cr
     assert all(instant.utcoffset() == timedelta(0) and instant.microsecond == 0 for instant in found)
 
 
-@given(intervals | crons, moments, st.timedeltas(timedelta(0), timedelta(days=2)))
-def test_what_follows_does_not_depend_on_where_one_asks(timing: Interval | Cron, after: datetime, step: timedelta) -> None:
+@given(intervals | crons | randoms, moments, st.timedeltas(timedelta(0), timedelta(days=2)))
+def test_what_follows_does_not_depend_on_where_one_asks(timing: Interval | Cron | Random, after: datetime, step: timedelta) -> None:
     """Replicas that start at different times agree: between a moment and the next instant nothing else is due."""
     first = following(schedule(timing), "home", after)
     assert first
@@ -58,8 +73,8 @@ def test_what_follows_does_not_depend_on_where_one_asks(timing: Interval | Cron,
     assert following(schedule(timing), "home", asked_later) == first
 
 
-@given(intervals | crons, moments, st.timedeltas(timedelta(0), timedelta(hours=30)))
-def test_the_latest_is_the_last_of_all_instants_in_the_period(timing: Interval | Cron, after: datetime, period: timedelta) -> None:
+@given(intervals | crons | randoms, moments, st.timedeltas(timedelta(0), timedelta(hours=30)))
+def test_the_latest_is_the_last_of_all_instants_in_the_period(timing: Interval | Cron | Random, after: datetime, period: timedelta) -> None:
     """Catching up finds the same instant that walking through all of them would."""
     every = timing.every_s if isinstance(timing, Interval) else 60
     after += timedelta(0) if every >= 60 else period  # a short interval over a long time: too many to walk through
@@ -179,3 +194,158 @@ def test_what_is_no_zone_is_refused(zone: str) -> None:
     """A zone is an IANA name."""
     with pytest.raises(ValueError, match="time zone"):
         Cron(expression="0 0 * * *", zone=zone)
+
+
+@given(randoms, moments)
+def test_random_gaps_keep_their_bounds(timing: Random, after: datetime) -> None:
+    """Whatever is drawn, over several pages: no gap is shorter or longer than was asked for."""
+    shortest, longest = timing.bounds_s()
+    found = list(islice(instants(schedule(timing), "home", after), 120))
+    gaps = [(other - one).total_seconds() for one, other in pairwise(found)]
+    assert shortest <= min(gaps)
+    assert max(gaps) <= longest
+
+
+def test_random_gaps_are_exponential_and_differ_by_site() -> None:
+    """Between the bounds the gaps are what a Poisson process has; each site has its own."""
+    timing = Random(mean_s=600, min_s=1, max_s=6_000)
+    home, office = (list(islice(instants(schedule(timing), site, LONG_AGO), 20_000)) for site in ("home", "office"))
+    gaps = sorted((other - one).total_seconds() for one, other in pairwise(home))
+    assert sum(gaps) / len(gaps) == pytest.approx(600, rel=0.03)
+    assert gaps[len(gaps) // 2] == pytest.approx(600 * 0.6931, rel=0.05), "the median of an exponential distribution"
+    assert sum(gap > 1_200 for gap in gaps) / len(gaps) == pytest.approx(0.1353, rel=0.1)
+    assert len(set(home) & set(office)) < 200
+
+
+@pytest.mark.parametrize(
+    "fields", [{"min_s": 90}, {"max_s": 59}, {"max_s": 601}, {"min_s": 50, "max_s": 70}, {"min_s": 0}, {"mean_s": 9}, {"mean_s": "60"}]
+)
+def test_bounds_that_leave_no_room_are_refused(fields: dict[str, int]) -> None:
+    """With the reason."""
+    with pytest.raises(ValueError, match=r"bounds|max_s|greater|number"):
+        Random(**{"mean_s": 60, **fields})
+
+
+@given(intervals | crons | randoms, exclusions, moments, st.timedeltas(timedelta(0), timedelta(hours=30)))
+def test_nothing_is_due_in_an_exclusion_and_all_else_is(
+    timing: Interval | Cron | Random, excluded: tuple[Exclusion, ...], after: datetime, period: timedelta
+) -> None:
+    """Against every instant of the same schedule without exclusions, each looked at by the clock of the exclusion's zone."""
+    if isinstance(timing, Interval) and timing.every_s < 60:
+        period = min(period, timedelta(minutes=5))
+    until = after + period
+    every = list(takewhile(lambda instant: instant <= until, instants(schedule(timing), "home", after)))
+    wanted = [instant for instant in every if not any(_excludes(each, instant) for each in excluded)]
+    limited = schedule(timing, exclusions=excluded)
+    assert list(takewhile(lambda instant: instant <= until, instants(limited, "home", after))) == wanted
+    assert latest(limited, "home", after, until) == (wanted[-1] if wanted else None)
+
+
+def _excludes(exclusion: Exclusion, instant: datetime) -> bool:
+    if isinstance(exclusion, Period):
+        return exclusion.since <= instant < exclusion.until
+    wall = instant.astimezone(ZoneInfo(exclusion.zone))
+    time, days = f"{wall:%H:%M}", ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+    today, yesterday = days[wall.weekday()] in exclusion.days, days[wall.weekday() - 1] in exclusion.days
+    if exclusion.start < exclusion.end:
+        return today and exclusion.start <= time < exclusion.end
+    return (today and time >= exclusion.start) or (yesterday and time < exclusion.end)
+
+
+def test_a_schedule_that_is_excluded_for_ever_is_never_due() -> None:
+    """The search ends."""
+    never = schedule(Cron(expression="* * * * *"), exclusions=(Weekly(start="00:00", end="00:00"),))
+    assert following(never, "home", LONG_AGO) is None
+    assert latest(never, "home", LONG_AGO, LONG_AGO + timedelta(days=30)) is None
+
+
+@given(intervals | crons | randoms, moments, st.integers(1, 12))
+def test_after_so_many_runs_nothing_is_due(timing: Interval | Cron | Random, since: datetime, runs: int) -> None:
+    """They are counted from when the schedule became active, not from where one asks; what is excluded does not count."""
+    excluded = (Weekly(days=("mon",), start="00:00", end="12:00"),)
+    unlimited = schedule(timing, active_since=since, exclusions=excluded)
+    limited = schedule(timing, active_since=since, exclusions=excluded, max_runs=runs)
+    wanted = list(islice(instants(unlimited, "home", LONG_AGO), runs))
+    assert list(instants(limited, "home", LONG_AGO)) == wanted
+    assert following(limited, "home", wanted[-1]) is None
+    end = wanted[-1] + timedelta(seconds=max(1, getattr(timing, "every_s", 60) * 3))
+    assert latest(limited, "home", wanted[0] - timedelta(seconds=1), end) == wanted[-1]
+
+
+@given(intervals | crons, moments, st.timedeltas(timedelta(seconds=1), timedelta(hours=5)))
+def test_nothing_is_due_outside_of_the_validity(timing: Interval | Cron, start: datetime, length: timedelta) -> None:
+    """The first instant may be due, the last may not: two schedules that follow each other share none."""
+    end = start + length
+    if isinstance(timing, Interval) and timing.every_s < 60:
+        end = start + min(length, timedelta(minutes=5))
+    valid = list(instants(schedule(timing, valid_from=start, valid_until=end), "home", LONG_AGO))
+    every = instants(schedule(timing), "home", start - timedelta(microseconds=1))
+    assert valid == list(takewhile(lambda instant: instant < end, every))
+
+
+def test_once_is_due_once() -> None:
+    """At its instant; never when that had passed as the schedule was made."""
+    noon = datetime(2026, 6, 1, 12, tzinfo=UTC)
+    once = Once(at=noon.astimezone(ZoneInfo("Asia/Kathmandu")))
+    assert list(instants(schedule(once), "home", LONG_AGO)) == [noon]
+    assert following(schedule(once), "home", noon) is None
+    assert latest(schedule(once), "home", LONG_AGO, noon) == noon
+    assert latest(schedule(once), "home", LONG_AGO, noon - timedelta(seconds=1)) is None
+    assert list(instants(schedule(once, active_since=noon + timedelta(seconds=1)), "home", LONG_AGO)) == []
+    with pytest.raises(ValueError, match="whole second"):
+        Once(at=noon.replace(microsecond=1))
+
+
+def test_manual_is_never_due() -> None:
+    """Only when somebody asks."""
+    assert following(schedule(Manual()), "home", LONG_AGO) is None
+    assert latest(schedule(Manual()), "home", LONG_AGO, datetime(2030, 1, 1, tzinfo=UTC)) is None
+
+
+def test_a_start_is_spread_by_site_and_jittered_by_run() -> None:
+    """The spread of a site is always the same, the jitter is not; both stay below what was asked for, and nobody rolls dice."""
+    hourly = schedule(Interval(every_s=3600, phase_s=0), spread_s=600, jitter_s=60)
+    due = list(islice(instants(hourly, "home", LONG_AGO), 200))
+    late = [(start_of(hourly, "home", each) - each).total_seconds() for each in due]
+    assert late == [(start_of(hourly, "home", each) - each).total_seconds() for each in due]
+    assert 0 <= min(late) <= max(late) < 660
+    assert 45 < max(late) - min(late) < 60
+    spread = [(start_of(schedule(hourly.timing, spread_s=600), f"site-{n}", due[0]) - due[0]).total_seconds() for n in range(500)]
+    assert min(spread) < 20
+    assert max(spread) > 580
+    assert sum(spread) / len(spread) == pytest.approx(300, abs=40)
+    assert start_of(schedule(hourly.timing), "home", due[0]) == due[0]
+
+
+def test_what_is_the_same_at_all_sites() -> None:
+    """Only then may one site's instants stand for all."""
+    assert same_everywhere(schedule(Cron(expression="0 * * * *")))
+    assert same_everywhere(schedule(Interval(every_s=60, phase_s=0)))
+    assert not same_everywhere(schedule(Interval(every_s=60)))
+    assert not same_everywhere(schedule(Random(mean_s=60)))
+    assert not same_everywhere(schedule(Cron(expression="0 * * * *"), spread_s=1))
+    assert not same_everywhere(schedule(Cron(expression="0 * * * *"), jitter_s=1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"valid_from": LONG_AGO, "valid_until": LONG_AGO}, "valid_until must be after"),
+        ({"fallback": {"engine": "speedtest"}}, "same engine"),
+        ({"exclusions": [{"kind": "period", "from": LONG_AGO, "to": LONG_AGO}]}, "after `from`"),
+        ({"exclusions": [{"kind": "weekly", "start": "25:00", "end": "06:00"}]}, "pattern"),
+        ({"exclusions": [{"kind": "weekly", "days": [], "start": "05:00", "end": "06:00"}]}, "at least 1"),
+        ({"priority": 10}, "less than or equal to 9"),
+        ({"timing": Interval(every_s=60), "jitter_s": 60}, "less than the shortest time between two runs, 60 s"),
+        ({"timing": Cron(expression="*/5 9 * * 1"), "jitter_s": 300}, "300 s: they would overtake"),
+        ({"timing": Random(mean_s=600), "jitter_s": 60}, "60 s: they would overtake"),
+        ({"max_runs": 0}, "greater than or equal to 1"),
+        ({"overlap": "sometimes"}, "queue_one"),
+        ({"catch_up": "some"}, "latest"),
+        ({"labels": ["A B"]}, "pattern"),
+    ],
+)
+def test_fields_that_make_no_sense_are_refused(fields: dict[str, Any], told: str) -> None:
+    """With a reason that says what would."""
+    with pytest.raises(ValueError, match=told):
+        schedule(**{"timing": Manual(), **fields})
