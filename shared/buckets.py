@@ -5,6 +5,7 @@ stream has room for 1,000. And they may end too soon, with nothing, when the ser
 """
 
 import asyncio
+from collections.abc import Mapping
 
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
@@ -26,6 +27,11 @@ async def entries(js: JetStreamContext, bucket: str) -> list[KeyValue.Entry]:
     for start in range(0, len(keys), AT_ONCE):
         found += await asyncio.gather(*(_entry(store, key) for key in keys[start : start + AT_ONCE]))
     return [entry for entry in found if entry]
+
+
+def is_removal(headers: Mapping[str, str] | None) -> bool:
+    """Return whether a message in a bucket's stream says that its key was removed (NATS ADR-8), by a person or by its age."""
+    return bool(headers and ("KV-Operation" in headers or "Nats-Marker-Reason" in headers))
 
 
 async def _entry(store: KeyValue, key: str) -> KeyValue.Entry | None:

@@ -1,7 +1,11 @@
 """Connections that survive: to NATS through FastStream's broker, to Postgres through a pool."""
 
+import asyncio
 import logging
 import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +23,9 @@ log = logging.getLogger(__name__)
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 """A connection to Postgres, from a pool or not."""
+
+
+_RETRY_S = 0.5
 
 
 def nats_servers(url: str) -> list[str]:
@@ -70,7 +77,7 @@ def _nats_options(settings: Settings, name: str) -> dict[str, Any]:
         "name": f"refresher-{name}",
         "allow_reconnect": True,
         "max_reconnect_attempts": -1,
-        "reconnect_time_wait": 0.5,
+        "reconnect_time_wait": _RETRY_S,
         "connect_timeout": 5,
         "ping_interval": 5,
         "max_outstanding_pings": 2,
@@ -79,6 +86,33 @@ def _nats_options(settings: Settings, name: str) -> dict[str, Any]:
 
 
 class _Broker(NatsBroker):
+    """FastStream's broker; `what` names the servers in the log."""
+
+    def __init__(self, what: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._what = what
+        self.connected = False
+
+    async def connect(self) -> Client:
+        """Connect, as often as it takes: each attempt from the start, and with its reason in the log.
+
+        nats-py's own first attempts would end in silence where the server refuses connections, and wait for ever for the end
+        of one whose TLS handshake failed.
+        """
+        tries, told = 0, ""
+        while True:
+            try:
+                client = await super().connect()
+            except NATS_AWAY as error:
+                reason = str(error) or type(error).__name__
+                if tries % 20 == 0 or reason != told:
+                    log.warning("waiting", extra={"what": self._what, "reason": reason})
+                tries, told = tries + 1, reason
+                await asyncio.sleep(_RETRY_S)
+            else:
+                self.connected = True
+                return client
+
     def _log_connection_broken(self, error_cb: Any = None) -> Any:
         # FastStream's own raises on a refused login, which ends nats-py's reconnecting for good: a password that was wrong for
         # a moment would leave a process that lives and does nothing
@@ -106,11 +140,20 @@ def broker(settings: Settings, name: str) -> NatsBroker:
         if not (built.connection.is_closed or built.connection.is_draining):
             log.warning("nats disconnected")
 
+    told: dict[str, float] = {}
+
     async def failed(error: Exception) -> None:
-        if not isinstance(error, ConnectionRefusedError):  # one line per outage is enough: "nats disconnected"
-            log.warning("nats error", extra={"error": str(error) or type(error).__name__})
+        if not built.connected:
+            raise error  # ends this attempt
+        text = str(error) or type(error).__name__
+        # one line per outage is enough, "nats disconnected"; and no more than one in ten seconds for the same trouble
+        if not isinstance(error, ConnectionRefusedError) and time.monotonic() >= told.get(text, 0):
+            told.clear()
+            told[text] = time.monotonic() + 10
+            log.warning("nats error", extra={"error": text})
 
     built = _Broker(
+        f"NATS at {', '.join(server.rsplit('@', 1)[-1] for server in nats_servers(settings.nats_url))}",
         **_nats_options(settings, name),
         error_cb=failed,
         reconnected_cb=reconnected,
@@ -144,6 +187,22 @@ async def postgres(settings: DatabaseSettings, name: str, *, size: int) -> "asyn
         )
     except (ValueError, asyncpg.InterfaceError) as error:
         raise ConfigurationError(f"REFRESHER_DATABASE_URL is not a PostgreSQL URL: {error}") from None
+
+
+@asynccontextmanager
+async def lent(pool: "asyncpg.Pool[asyncpg.Record]") -> AsyncIterator[Connection]:
+    """Lend a connection of a pool.
+
+    Raises: one of POSTGRES_AWAY, also for a certificate that ran out: that is the server's fault, not that of what is stored.
+    """
+    try:
+        connection = await pool.acquire()
+    except ValueError as error:
+        raise ConnectionError(str(error)) from error
+    try:
+        yield connection
+    finally:
+        await pool.release(connection)
 
 
 POSTGRES_AWAY = (

@@ -2,7 +2,7 @@
 
 nats-py's `fetch` either waits for a full batch or pays two round trips per call; both show in the latency of a single
 message. This one keeps one request open at the server. Only nats-py's public API is used.
-Protocol: NATS ADR-13 (pull subscribe) and ADR-37 (idle heartbeats).
+Protocol: NATS ADR-13 (pull subscribe), ADR-37 (idle heartbeats) and ADR-42 (pinned consumers).
 """
 
 import asyncio
@@ -23,9 +23,17 @@ from shared.errors import ConsumerGone
 from shared.waiting import happens
 
 EXPIRES_S = 30.0
-HEARTBEAT_S = 5.0
-SILENCE_S = 2.5 * HEARTBEAT_S
-"""After this long without a word the request is lost and is made again."""
+PINNED_EXPIRES_S = 4.0
+"""Where messages go to one client alone, each request tells the server that this one is still there."""
+HEARTBEAT_S = 1.0
+HEARTBEATS_MISSED = 2.5
+"""After so many the request is lost and is made again: as when another server of a cluster leads the consumer."""
+MOST_BYTES = 8 * 2**20
+"""How much is asked for at once: a server drops a client to which more than its `max_pending` is on the way, and a thousand
+messages of the largest size would fill a gigabyte of memory here."""
+ANSWERS_WITHIN_S, LONGEST_S = 1.0, 8.0
+"""How long the first question after the consumer waits for its answer: nobody answers while a cluster elects a leader. Each
+further one waits for twice as long, for the sake of slow lines."""
 LOOK_EVERY_S = 1.0
 """How soon a reconnection is noticed: a restarted server has forgotten the request, and perhaps the consumer."""
 
@@ -34,10 +42,16 @@ class Pull:
     """The messages of a durable or ephemeral pull consumer, in batches of at most `batch`.
 
     `async with Pull(...) as pull: messages = await pull.next()`
+
+    `group` is the priority group of a consumer that is pinned: of all its clients one gets every message, until it leaves or
+    falls silent.
     """
 
-    def __init__(self, client: Client, js: JetStreamContext, stream: str, consumer: str, *, batch: int) -> None:
-        self._client, self._js = client, js
+    def __init__(self, client: Client, js: JetStreamContext, stream: str, consumer: str, *, batch: int, group: str | None = None) -> None:
+        self._client, self._js, self._group = client, js, group
+        self._answers_within_s = ANSWERS_WITHIN_S
+        self._expires_s = PINNED_EXPIRES_S if group else EXPIRES_S
+        self._pin: str | None = None
         self._stream, self._consumer, self._batch = stream, consumer, batch
         self._messages: deque[Msg] = deque()
         self._owed = 0
@@ -56,6 +70,7 @@ class Pull:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._subscription and not self._client.is_closed:
             await self._subscription.unsubscribe()
+            await self._unpin()
 
     async def next(self) -> list[Msg]:
         """Wait for messages and return all that have arrived; meanwhile the next ones are on their way.
@@ -73,34 +88,64 @@ class Pull:
                 return taken
             self._wake.clear()
             if not await happens(self._wake, LOOK_EVERY_S):
-                self._doubt = self._client.stats["reconnects"] > self._reconnects or time.monotonic() - self._heard_at > SILENCE_S
+                self._doubt = self._client.stats["reconnects"] > self._reconnects or self._is_silent()
 
     async def _request(self) -> None:
-        want = {"batch": self._batch, "expires": int(EXPIRES_S * 1e9), "idle_heartbeat": int(HEARTBEAT_S * 1e9)}
+        want: dict[str, object] = {
+            "batch": self._batch,
+            "max_bytes": MOST_BYTES,
+            "expires": int(self._expires_s * 1e9),
+            "idle_heartbeat": int(HEARTBEAT_S * 1e9),
+        }
+        if self._group:
+            want |= {"group": self._group, **({"id": self._pin} if self._pin else {})}
         self._owed, self._heard_at, self._reconnects = self._batch, time.monotonic(), self._client.stats["reconnects"]
         await self._client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}", json.dumps(want).encode(), self._inbox)
 
+    async def _unpin(self) -> None:
+        """Let another client have the messages at once."""
+        if self._pin is None:
+            return
+        try:
+            wanted = json.dumps({"group": self._group}).encode()
+            await self._client.request(f"$JS.API.CONSUMER.UNPIN.{self._stream}.{self._consumer}", wanted, timeout=2)
+        except NATS_AWAY:
+            return  # then after some silence
+
+    def _is_silent(self) -> bool:
+        return time.monotonic() - self._heard_at > HEARTBEATS_MISSED * HEARTBEAT_S
+
     async def _check(self) -> None:
         try:
-            await self._js.consumer_info(self._stream, self._consumer)
+            await self._js.consumer_info(self._stream, self._consumer, timeout=self._answers_within_s)
         except NotFoundError:
             raise ConsumerGone(f"consumer {self._consumer} of stream {self._stream} is gone") from None
-        except NATS_AWAY:
+        except NATS_AWAY as error:
+            if isinstance(error, TimeoutError):
+                self._answers_within_s = min(2 * self._answers_within_s, LONGEST_S)
             await asyncio.sleep(0.25)  # still away: the doubt remains
             return
-        self._doubt = False
+        self._doubt, self._answers_within_s = False, ANSWERS_WITHIN_S
         self._owed = 0
 
     async def _receive(self, message: Msg) -> None:
         self._heard_at = time.monotonic()
-        status = message.headers.get("Status") if message.headers and not message.data else None
+        headers = message.headers or {}
+        status = headers.get("Status") if not message.data else None
         if status is None:
             self._owed -= 1
+            if self._group:
+                self._pin = headers.get("Nats-Pin-Id", self._pin)
             self._messages.append(message)
         elif status == "100":
             return
         else:
-            # 404 and 408 end a request in the ordinary way; 409 and 503 may mean that the consumer is gone
+            # 404, 408 and the end of the bytes asked for are ordinary; 503 and any other 409 may mean that the consumer is gone
             self._owed = 0
-            self._doubt = self._doubt or status not in {"404", "408"}
+            if status == "423":  # another client has them now
+                self._pin = None
+            self._doubt = self._doubt or not (status in {"404", "408", "423"} or headers.get("Description") == _ENOUGH)
         self._wake.set()
+
+
+_ENOUGH = "Message Size Exceeds MaxBytes"

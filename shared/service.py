@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -16,6 +17,8 @@ import uvicorn
 from faststream.nats import NatsBroker
 from nats import micro
 from nats.aio.client import Client
+from nats.micro.request import Handler
+from nats.micro.service import Service as MicroService
 from prometheus_client import CollectorRegistry, Gauge, Histogram, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
@@ -66,6 +69,7 @@ class Service:
         self._checks: dict[str, Callable[[], Awaitable[object]]] = {"nats": self._nats_is_up}
         self._tasks: set[asyncio.Task[None]] = set()
         self._client: Client | None = None
+        self._micro: MicroService | None = None
         self._turned_at = time.monotonic()
         self.failed = asyncio.Event()
         self.stopping = asyncio.Event()
@@ -81,6 +85,17 @@ class Service:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
+    async def answer(self, subject: str, handler: Handler) -> None:
+        """Answer requests on a subject for as long as the service runs; of several replicas one answers.
+
+        What `handler` raises is answered as an error: a ServiceError with its code, anything else with 500.
+        Raises: RuntimeError when it does not run.
+        """
+        if self._micro is None:
+            raise RuntimeError("only a running service answers")
+        name = re.sub(r"[^A-Za-z0-9_-]", "-", subject)
+        await self._micro.add_endpoint(name=name, subject=subject, queue_group=self.name, handler=handler)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Connect to NATS, answer `$SRV` requests and watch the loop; afterwards stop every task and drain."""
@@ -88,7 +103,7 @@ class Service:
         await self.broker.start()
         try:
             self._client, _ = client_of(self.broker)
-            await micro.add_service(
+            self._micro = await micro.add_service(
                 self._client, name=f"refresher-{self.name}", version=self.version, description=f"The {self.name} of Refresher"
             )
             yield
@@ -97,7 +112,7 @@ class Service:
                 task.remove_done_callback(self._ended)
                 task.cancel()
             await asyncio.wait(self._tasks, timeout=STOP_WITHIN_S)
-            self._client = None
+            self._client = self._micro = None
             await self.broker.stop()
 
     def routes(self) -> list[Route]:

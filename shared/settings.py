@@ -25,6 +25,11 @@ def _authority(path: Path) -> Path:
     return path
 
 
+def names(value: object) -> object:
+    """Read a list that is separated by commas."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
 Port = Annotated[int, Field(ge=0, le=65_535)]
 ReadableFile = Annotated[Path, AfterValidator(_readable)]
 AuthorityFile = Annotated[Path, AfterValidator(_authority)]
@@ -42,7 +47,7 @@ class Settings(BaseSettings):
 
     `tls://` encrypts from the first byte, which the server must allow (`handshake_first`).
     """
-    nats_user: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None
+    nats_user: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+-]+$")] | None = None
     """The user to log in as, in place of one in the URL; it receives answers under a prefix of its own (`_INBOX_<user>`)."""
     nats_password_file: ReadableFile | None = None
     """The file with the password of that user."""

@@ -1,5 +1,6 @@
 """The names on the bus: subjects, streams, buckets and consumers, all of them."""
 
+import re
 from datetime import datetime
 from uuid import UUID
 
@@ -13,16 +14,26 @@ RUNNERS = "refresher-runners"
 
 EVERYTHING = "refresher.>"
 ALL_TICKS = "refresher.tick.>"
+ALL_MANUAL_TICKS = "refresher.tick.*.*.run.*"
 ALL_RESULTS = "refresher.result.>"
 ALL_PROGRESS = "refresher.progress.>"
 ALL_DEAD = "refresher.dead.>"
 ALL_PROVISIONING = "refresher.provision.*"
-"""Runners ask on these subjects for the consumer of their site; the scheduler makes it and answers (core NATS)."""
+"""Runners ask on these subjects for the consumer of their line; the scheduler makes it and answers (core NATS)."""
+LIST_DEAD, GET_DEAD, REDRIVE_DEAD, DROP_DEAD = (f"refresher-dead-letters.{verb}" for verb in ("list", "get", "redrive", "drop"))
+"""The API asks on these about dead letters; a recorder answers (core NATS, shared/letters.py).
+
+Not below `refresher.`: who follows everything there would count as somebody who might answer, and whoever asks while no
+recorder is there would wait instead of being told.
+"""
 EXHAUSTED = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{TICKS}.>"
 """What the server says when a tick has been delivered as often as its consumer allows."""
 
 RECORDER = "recorder"
 """The durable consumer that all recorders share, on RESULTS and on ADVISORIES."""
+
+SCHEDULER = "scheduler-"
+"""What the name of a scheduler's own consumer on the bucket of schedules begins with."""
 
 MANUAL = "manual"
 """Stands for the schedule of a run that has none."""
@@ -36,6 +47,11 @@ def tick(site: str, schedule: str, due_at: datetime) -> str:
 def manual_tick(site: str, schedule: str | None, run_id: UUID) -> str:
     """Return the subject of a tick that a person asked for; `run` is a word of its own so that a user may be allowed these alone."""
     return f"refresher.tick.{site}.{schedule or MANUAL}.run.{run_id.hex}"
+
+
+def manual_ticks_of(site: str) -> str:
+    """Return the pattern of the ticks of a site that people asked for."""
+    return f"refresher.tick.{site}.*.run.*"
 
 
 def ticks_of(site: str) -> str:
@@ -53,6 +69,11 @@ def is_result_of(site: str, subject: str) -> bool:
     return subject.startswith(f"refresher.result.{site}.")
 
 
+def is_result(subject: str) -> bool:
+    """Return whether results come on a subject: one of a site and a schedule, without wildcards."""
+    return bool(_RESULT.fullmatch(subject))
+
+
 def progress(run_id: UUID) -> str:
     """Return the subject of a run's progress (core NATS)."""
     return f"refresher.progress.{run_id}"
@@ -63,19 +84,35 @@ def dead(stream: str) -> str:
     return f"refresher.dead.{stream.lower()}"
 
 
-def provisioning(site: str) -> str:
-    """Return the subject on which a runner asks for the consumer of its site."""
-    return f"refresher.provision.{site}"
+def provisioning(site: str, line: str | None) -> str:
+    """Return the subject on which a runner asks for the consumer of its line."""
+    return f"refresher.provision.{_place(site, line)}"
 
 
-def runner_consumer(site: str) -> str:
-    """Return the name of the durable consumer that the runners of a site share."""
-    return f"{_RUNNER}{site}"
+def options(site: str, line: str | None, engine: str) -> str:
+    """Return the subject on which a runner says what is wrong with the options of an engine (core NATS)."""
+    return f"refresher-options.{_place(site, line)}.{engine}"
 
 
-def site_of(consumer: str) -> str | None:
-    """Return the site whose runners share a consumer, or None when it is not one of theirs."""
-    return consumer.removeprefix(_RUNNER) if consumer.startswith(_RUNNER) else None
+def place_of(token: str) -> tuple[str, str | None]:
+    """Return the site and the line that the last token of such a subject stands for."""
+    site, _, line = token.partition("+")
+    return site, line or None
+
+
+def runner_consumer(site: str, line: str | None = None) -> str:
+    """Return the name of the durable consumer that the runners of a line share."""
+    return f"{_RUNNER}{_place(site, line)}"
+
+
+def place_of_consumer(consumer: str) -> tuple[str, str | None] | None:
+    """Return site and line whose runners share a consumer, or None when it is not one of theirs."""
+    return place_of(consumer.removeprefix(_RUNNER)) if consumer.startswith(_RUNNER) else None
+
+
+def _place(site: str, line: str | None) -> str:
+    return f"{site}+{line}" if line else site
 
 
 _RUNNER = "runner-"
+_RESULT = re.compile(r"refresher\.result\.[^\s.*>]+\.[^\s.*>]+")

@@ -2,28 +2,35 @@
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+from nats.aio.client import Client
 from nats.js import JetStreamContext
 from starlette.applications import Starlette
 
 from services.scheduler.metrics import LATE_S, Metrics
-from services.scheduler.plan import Entry, Plan, tick_of
+from services.scheduler.plan import Entry, Plan, lifetime, tick_of
 from services.scheduler.schedules import Change, Snapshot, follow
 from services.scheduler.settings import SchedulerSettings
 from shared import subjects
 from shared.connect import broker, client_of
-from shared.provision import provision, provision_on_request
-from shared.publish import publish_until_stored
+from shared.events import Tick
+from shared.provision import keep_provisioned, provision, provision_on_request
+from shared.publish import TOGETHER, Message, publish_together
 from shared.service import Service
 from shared.waiting import happens
 
 log = logging.getLogger(__name__)
 
-LONGEST_SLEEP_S = 30.0
+AT_ONCE = 8
+"""So many batches are on their way to the server: it lets no more than 50 be open."""
+TOLD_ONE_BY_ONE = 10
+
+LONGEST_SLEEP_S = 1.0
 """Wake at least this often to compare with the wall clock: it may be set, and machines sleep."""
 
 
@@ -40,15 +47,16 @@ class Clock:
 
 
 class Scheduler:
-    """Publishes what the plan says is due."""
+    """Publishes what the plan says is due; at `only` one site, where that is given."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, only: str | None = None) -> None:
+        self._metrics, self._only = metrics, only
         self._plan = Plan()
         self._invalid: set[str] = set()
         self._paused: set[str] = set()
         self._changed = asyncio.Event()
         self._clock = Clock()
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def follow(self, changes: AsyncIterator[Snapshot | Change]) -> None:
         """Keep the plan as the bucket says, for ever."""
@@ -63,7 +71,7 @@ class Scheduler:
                 self._metrics.schedules.labels(state).set(len(names))
             self._changed.set()
 
-    async def publish(self, js: JetStreamContext) -> None:
+    async def publish(self, client: Client, js: JetStreamContext) -> None:
         """Publish ticks as they come due, for ever. An entry is planned again only when its tick is in the stream."""
         async with asyncio.TaskGroup() as publishing:
             while True:
@@ -72,37 +80,32 @@ class Scheduler:
                 if self._clock.went_back():
                     log.warning("the clock was set back: planning anew")
                     self._plan.replan(now)
-                for entry in self._plan.take(now):
-                    publishing.create_task(self._publish_one(js, entry, now))
+                taken = self._plan.take(now)
+                for start in range(0, len(taken), TOGETHER):
+                    publishing.create_task(self._publish(client, js, taken[start : start + TOGETHER]))
                 next_at = self._plan.next_at()
                 until_next = (next_at - datetime.now(UTC)).total_seconds() if next_at else LONGEST_SLEEP_S
                 await happens(self._changed, min(max(until_next, 0), LONGEST_SLEEP_S))
 
-    async def _publish_one(self, js: JetStreamContext, entry: Entry, now: datetime) -> None:
-        tick = tick_of(entry, now)
-        new = await publish_until_stored(
-            js,
-            subjects.TICKS,
-            subjects.tick(entry.site, entry.schedule.name, entry.due_at),
-            tick.to_json(),
-            f"{entry.schedule.name}:{entry.site}:{int(entry.due_at.timestamp())}",
-        )
-        lateness = max(0.0, (datetime.now(UTC) - tick.due_at).total_seconds())
-        self._metrics.ticks.labels(tick.trigger, "new" if new else "already_there").inc()
-        if new:
-            self._metrics.lateness.observe(lateness)
-            self._metrics.late.inc(lateness >= LATE_S)
-            log.info(
-                "tick published",
-                extra={
-                    "run_id": tick.run_id,
-                    "schedule": tick.schedule,
-                    "site": tick.site,
-                    "trigger": tick.trigger,
-                    "late_s": round(lateness, 3),
-                },
-            )
-        self._plan.done(entry)
+    async def _publish(self, client: Client, js: JetStreamContext, entries: Sequence[Entry]) -> None:
+        async with self._turns:
+            now = datetime.now(UTC)
+            ticks = [tick_of(entry, now) for entry in entries]
+            messages = [_message(tick, entry) for tick, entry in zip(ticks, entries, strict=True)]
+            new = await publish_together(client, js, subjects.TICKS, messages)
+        stored_at = datetime.now(UTC)
+        for tick, entry, is_new in zip(ticks, entries, new, strict=True):
+            self._metrics.ticks.labels(tick.trigger, "new" if is_new else "already_there").inc()
+            if is_new:
+                late_s = max(0.0, (stored_at - (tick.start_at or tick.due_at)).total_seconds())
+                self._metrics.lateness.observe(late_s)
+                self._metrics.late.inc(late_s >= LATE_S)
+                if len(entries) <= TOLD_ONE_BY_ONE:
+                    told = {"run_id": tick.run_id, "schedule": tick.schedule, "site": tick.site, "trigger": tick.trigger}
+                    log.info("tick published", extra={**told, "late_s": round(late_s, 3)})
+            self._plan.done(entry)
+        if len(entries) > TOLD_ONE_BY_ONE:
+            log.info("ticks published", extra={"ticks": len(entries), "new": sum(new)})
         self._changed.set()
 
     def _apply(self, change: Change) -> None:
@@ -111,25 +114,38 @@ class Scheduler:
             (self._paused, bool(change.schedule and not change.schedule.enabled)),
         ):
             (names.add if belongs else names.discard)(change.name)
-        if change.schedule:
-            self._plan.put(change.schedule, datetime.now(UTC))
+        schedule = change.schedule
+        if schedule and self._only:
+            schedule = schedule.model_copy(update={"sites": (self._only,)}) if self._only in schedule.sites else None
+        if schedule:
+            self._plan.put(schedule, datetime.now(UTC))
         else:
             self._plan.remove(change.name)
+
+
+def _message(tick: Tick, entry: Entry) -> Message:
+    return Message(
+        subjects.tick(entry.site, entry.schedule.name, entry.due_at),
+        tick.to_json(),
+        f"{entry.schedule.name}:{entry.site}:{int(entry.due_at.timestamp())}",
+        {"Nats-TTL": f"{math.ceil(lifetime(tick, entry.schedule).total_seconds())}s"},
+    )
 
 
 def build(settings: SchedulerSettings) -> tuple[Service, Starlette]:
     """Wire a scheduler; nothing connects before it is served."""
     service = Service("scheduler", broker(settings, "scheduler"))
-    scheduler = Scheduler(Metrics(service.registry))
+    scheduler = Scheduler(Metrics(service.registry), settings.leaf)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         async with service.running():
             client, js = client_of(service.broker)
-            await provision(js, settings.nats_replicas)
+            await provision(js, settings.nats_replicas, leaves=settings.leaves, leaf=settings.leaf)
             await provision_on_request(client, js)
+            service.spawn(keep_provisioned(js), "keeping the consumers")
             service.spawn(scheduler.follow(follow(client, js)), "following the schedules")
-            service.spawn(scheduler.publish(js), "publishing ticks")
+            service.spawn(scheduler.publish(client, js), "publishing ticks")
             yield
 
     return service, service.app(lifespan)

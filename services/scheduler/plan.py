@@ -1,4 +1,4 @@
-"""What is due and when: a heap of (instant, schedule, site), with the clock passed in."""
+"""What is due and when: a heap of (start, schedule, site), with the clock passed in."""
 
 import heapq
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from datetime import datetime, timedelta
 
 from shared import due
 from shared.events import Tick, Trigger, run_id_of
-from shared.provision import CATCH_UP_WINDOW_S
-from shared.schedules import Interval, Schedule
+from shared.provision import TICK_KEPT_S, TICKS_LIVE_S
+from shared.schedules import LATE_S, Schedule
 
-_WINDOW = timedelta(seconds=CATCH_UP_WINDOW_S)
+LATE = timedelta(seconds=LATE_S)
+"""A run that starts later than this is one that is caught up: no scheduler was there in time."""
 
 
 @dataclass(eq=False)
@@ -19,14 +20,18 @@ class Entry:
     schedule: Schedule
     site: str
     due_at: datetime
-    trigger: Trigger = "schedule"
+
+    @property
+    def start_at(self) -> datetime:
+        """When the run is to start: the instant, with the spread of the site and the jitter of the run."""
+        return due.start_of(self.schedule, self.site, self.due_at)
 
 
 class Plan:
-    """All schedules that are enabled, the earliest first.
+    """All schedules that are enabled, the earliest start first.
 
-    Take what is due with `take`, publish it, then give it back with `done`. An entry whose schedule was changed or removed in
-    the meantime is not the current one any more, and is dropped.
+    Take what is to start with `take`, publish it, then give it back with `done`. An entry whose schedule was changed or removed
+    in the meantime is not the current one any more, and is dropped.
     """
 
     def __init__(self) -> None:
@@ -41,20 +46,19 @@ class Plan:
     def put(self, schedule: Schedule, now: datetime) -> None:
         """Take a schedule into the plan, in place of an earlier version of it.
 
-        The latest instant that passed unseen (in the catch-up window, since the schedule was activated) is due at once. Whether
-        somebody published it already is not asked: the stream refuses it then.
+        Of the instants that passed unseen since it was activated, those are due at once that its catch-up asks for. Whether
+        somebody published them already is not asked: the stream refuses them then.
         """
         self.remove(schedule.name)
         if not schedule.enabled:
             return
         entries: dict[str, Entry] = {}
-        missed = first = None
+        first: datetime | None = None
         for site in dict.fromkeys(schedule.sites):
-            if not entries or isinstance(schedule.timing, Interval):  # a cron expression means the same instant at every site
-                missed = due.latest(schedule, site, now - _WINDOW, now)
-                first = missed or due.following(schedule, site, now)
+            if not entries or not due.same_everywhere(schedule):
+                first = _next(schedule, site, schedule.active_since - timedelta(microseconds=1), now)
             if first:
-                entries[site] = Entry(schedule, site, first, "catch_up" if missed else "schedule")
+                entries[site] = Entry(schedule, site, first)
                 self._push(entries[site])
         self._current[schedule.name] = entries
 
@@ -71,23 +75,28 @@ class Plan:
             heapq.heappop(self._heap)
 
     def next_at(self) -> datetime | None:
-        """Return the earliest due instant, or None when nothing is planned."""
+        """Return the earliest start, or None when nothing is planned."""
         return self._heap[0][0] if self._heap else None
 
     def take(self, now: datetime) -> list[Entry]:
-        """Take out everything that is due.
+        """Take out everything that is to start.
 
-        Where more than one instant of an entry has passed (the clock was set, the machine slept, the bus was away), only the
-        latest is taken, as a catch-up.
+        Where more than one instant of an entry has passed (the clock was set, the machine slept, the bus was away), the catch-up
+        of its schedule says which of them is taken.
         """
         taken: list[Entry] = []
         while self._heap and self._heap[0][0] <= now:
             entry = heapq.heappop(self._heap)[2]
             if not self._is_current(entry):
                 continue
-            if later := due.latest(entry.schedule, entry.site, max(entry.due_at, now - _WINDOW), now):
-                entry.due_at, entry.trigger = later, "catch_up"
-            taken.append(entry)
+            instant = _next(entry.schedule, entry.site, entry.due_at - timedelta(microseconds=1), now)
+            if instant is None:
+                continue
+            entry.due_at = instant
+            if entry.start_at <= now:
+                taken.append(entry)
+            else:
+                self._push(entry)
         return taken
 
     def done(self, entry: Entry) -> None:
@@ -96,7 +105,7 @@ class Plan:
             return
         following = due.following(entry.schedule, entry.site, entry.due_at)
         if following:
-            entry.due_at, entry.trigger = following, "schedule"
+            entry.due_at = following
             self._push(entry)
 
     def _is_current(self, entry: Entry) -> bool:
@@ -104,23 +113,65 @@ class Plan:
 
     def _push(self, entry: Entry) -> None:
         self._pushed += 1  # a tie-breaker: entries have no order of their own
-        heapq.heappush(self._heap, (entry.due_at, self._pushed, entry))
+        heapq.heappush(self._heap, (entry.start_at, self._pushed, entry))
 
 
 def tick_of(entry: Entry, now: datetime) -> Tick:
-    """Return the tick of an entry; it expires at the next instant, or `start_within_s` after it could first be seen."""
-    schedule = entry.schedule
-    start = max(entry.due_at, now)
-    following = due.following(schedule, entry.site, start)
-    latest_start = start + timedelta(seconds=schedule.start_within_s)
+    """Return the tick of an entry; it expires when the next run starts, or `start_within_s` after it could first be seen.
+
+    Where everything is caught up, runs wait for each other, and the next one ends none of them.
+    """
+    schedule, start_at = entry.schedule, entry.start_at
+    trigger: Trigger = "catch_up" if now - start_at > LATE else "schedule"
+    seen_at = max(start_at, now)
+    expires_at = seen_at + timedelta(seconds=schedule.start_within_s)
+    following = _first_starting(schedule, entry.site, seen_at)
+    if following and not (trigger == "catch_up" and schedule.catch_up == "all"):
+        expires_at = min(expires_at, due.start_of(schedule, entry.site, following))
     return Tick(
         run_id=run_id_of(schedule.name, entry.site, entry.due_at),
         site=entry.site,
         schedule=schedule.name,
-        trigger=entry.trigger,
+        trigger=trigger,
         engine=schedule.engine,
         options=schedule.options,
+        fallback=schedule.fallback,
+        line=schedule.line,
+        labels=schedule.labels,
         due_at=entry.due_at,
+        start_at=start_at if start_at != entry.due_at else None,
         published_at=now,
-        expires_at=min(following, latest_start) if following else latest_start,
+        expires_at=expires_at,
+        overlap=schedule.overlap,
+        priority=schedule.priority,
     )
+
+
+def lifetime(tick: Tick, schedule: Schedule) -> timedelta:
+    """Return how long the stream must remember a tick: as long as a scheduler that starts anew could publish it again."""
+    again = tick.due_at + due.looked_back(schedule)
+    if schedule.catch_up != "all" and (following := due.following(schedule, tick.site, tick.due_at)):
+        again = due.start_of(schedule, tick.site, following)
+    until = max(tick.expires_at, again)
+    return min(until - tick.published_at + timedelta(seconds=TICK_KEPT_S), timedelta(seconds=TICKS_LIVE_S))
+
+
+def _next(schedule: Schedule, site: str, after: datetime, now: datetime) -> datetime | None:
+    """Return the next instant strictly after `after` that a scheduler should publish, be it due already or not."""
+    oldest = max(after, now - due.looked_back(schedule))
+    match schedule.catch_up:
+        case "all":
+            return due.following(schedule, site, oldest)
+        case "latest":
+            return due.last_started(schedule, site, oldest, now) or _first_starting(schedule, site, now, after)
+        case "none":
+            return _first_starting(schedule, site, now - LATE, after)
+
+
+def _first_starting(schedule: Schedule, site: str, moment: datetime, after: datetime | None = None) -> datetime | None:
+    """Return the first instant (strictly after `after`) whose run starts later than a moment."""
+    earliest = moment - timedelta(seconds=schedule.spread_s + schedule.jitter_s)
+    for instant in due.instants(schedule, site, max(earliest, after or earliest)):
+        if due.start_of(schedule, site, instant) > moment:
+            return instant
+    return None

@@ -11,13 +11,13 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
-from pydantic import ValidationError
 
 from shared import subjects
+from shared.buckets import is_removal
 from shared.connect import NATS_AWAY
-from shared.errors import ConsumerGone, reasons
+from shared.errors import ConsumerGone
 from shared.pull import Pull
-from shared.schedules import Schedule
+from shared.schedules import Schedule, read
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot
 
 def _consumer() -> ConsumerConfig:
     return ConsumerConfig(
-        name=f"scheduler-{secrets.token_hex(8)}",
+        name=f"{subjects.SCHEDULER}{secrets.token_hex(8)}",
         filter_subject=f"{_PREFIX}>",
         deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
         ack_policy=AckPolicy.NONE,
@@ -84,14 +84,10 @@ def _consumer() -> ConsumerConfig:
 
 def _change(message: Msg) -> Change:
     name = message.subject.removeprefix(_PREFIX)
-    if message.headers and ("KV-Operation" in message.headers or "Nats-Marker-Reason" in message.headers):
+    if is_removal(message.headers):
         return Change(name, None)
     try:
-        schedule = Schedule.model_validate_json(message.data)
-    except ValidationError as error:
-        log.warning("schedule is invalid and not run", extra={"schedule": name, "reasons": reasons(error)})
+        return Change(name, read(name, message.data))
+    except ValueError as error:
+        log.warning("schedule is invalid and not run", extra={"schedule": name, "reasons": str(error)})
         return Change(name, None, invalid=True)
-    if schedule.name != name:
-        log.warning("schedule is invalid and not run", extra={"schedule": name, "reasons": f"it calls itself {schedule.name}"})
-        return Change(name, None, invalid=True)
-    return Change(name, schedule)

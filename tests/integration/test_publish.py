@@ -8,7 +8,7 @@ from nats.js.errors import APIError
 
 from shared import subjects
 from shared.provision import STREAMS
-from shared.publish import publish, publish_until_stored
+from shared.publish import Message, publish, publish_together, publish_until_stored
 from tests.integration.conftest import Bus
 
 SUBJECT = subjects.tick("home", "hourly", datetime(2026, 1, 1, tzinfo=UTC))
@@ -46,3 +46,34 @@ async def test_what_found_no_room_is_stored_once_there_is_some(bus: Bus) -> None
     assert await asyncio.wait_for(waiting, 10)
     (stored,) = await bus.messages(subjects.RESULTS)
     assert stored.data == b"2"
+
+
+def batch(*numbers: int) -> list[Message]:
+    """Return messages with these numbers."""
+    return [Message(f"{SUBJECT}{number}", str(number).encode(), f"id-{number}", {"Nats-TTL": "60s"}) for number in numbers]
+
+
+async def test_many_are_published_together(bus: Bus) -> None:
+    """All in one batch, in order, with their headers; the server forgets them when it is told to."""
+    assert await publish_together(bus.client, bus.js, subjects.TICKS, batch(*range(100))) == [True] * 100
+    stored = await bus.messages(subjects.TICKS)
+    assert [message.data for message in stored] == [str(number).encode() for number in range(100)]
+    assert stored[0].headers
+    assert stored[0].headers["Nats-TTL"] == "60s"
+    assert "Nats-Batch-Commit" in (stored[-1].headers or {})
+
+
+async def test_what_is_there_already_keeps_nothing_else_out(bus: Bus) -> None:
+    """The server refuses the whole batch: the others are published all the same, and it is known which are new."""
+    assert await publish_together(bus.client, bus.js, subjects.TICKS, batch(1, 2)) == [True, True]
+    assert await publish_together(bus.client, bus.js, subjects.TICKS, batch(0, 1, 2, 3)) == [True, False, False, True]
+    other = [Message(f"{SUBJECT}{number}", b"from a replica that was frozen", f"other-{number}") for number in range(5)]
+    assert await publish_together(bus.client, bus.js, subjects.TICKS, other) == [False] * 4 + [True]
+    assert await bus.count(subjects.TICKS) == 5
+
+
+async def test_two_replicas_at_once_publish_each_once(bus: Bus) -> None:
+    """Whoever is faster: every message is there once, and exactly one of them hears that it was new."""
+    both = await asyncio.gather(*(publish_together(bus.client, bus.js, subjects.TICKS, batch(*range(100))) for _ in range(4)))
+    assert [sum(new) for new in zip(*both, strict=True)] == [1] * 100
+    assert await bus.count(subjects.TICKS) == 100

@@ -11,7 +11,7 @@ from nats.js import JetStreamContext
 from shared.errors import ConsumerGone
 from shared.provision import provision
 from shared.publish import publish_until_stored
-from shared.pull import Pull
+from shared.pull import MOST_BYTES, Pull
 from tests.servers import Nats
 
 
@@ -43,6 +43,22 @@ async def test_messages_arrive_in_order_and_at_once(client: Client) -> None:
         while len(got) < 28:
             got += [int(message.data) for message in await asyncio.wait_for(pull.next(), 5)]
         assert got == list(range(2, 30))
+
+
+async def test_large_messages_come_a_few_at_a_time(client: Client) -> None:
+    """However many are asked for: memory stays bounded, and the server does not drop a client that cannot keep up."""
+    js = client.jetstream()
+    bodies = [b"%d" % number * 800_000 for number in range(10)] * 8
+    for body in bodies:
+        await js.publish("refresher.result.home.test", body)
+    async with Pull(client, js, "RESULTS", "recorder", batch=1_000) as pull:
+        got: list[bytes] = []
+        while len(got) < len(bodies):
+            taken = [message.data for message in await asyncio.wait_for(pull.next(), 5)]
+            assert sum(map(len, taken)) <= 2 * MOST_BYTES, "one request, and what came of the next"
+            got += taken
+        assert got == bodies
+    assert client.stats["reconnects"] == 0
 
 
 async def test_a_restarted_server_goes_on(client: Client, nats_server: Nats) -> None:

@@ -39,7 +39,7 @@ async def test_a_change_takes_effect_within_a_second(bus: Bus, start: Start) -> 
     await bus.put(interval("fast", 1))
     await until(lambda: _at_least(bus, 1))
     await bus.put(interval("fast", 1, enabled=False))
-    await until(lambda: _is(scheduler.metric, 'refresher_schedules{state="paused"}', 1), 1)
+    await until(lambda: _is(scheduler.metric, 'refresher_schedules{state="paused"}', 1))
     paused = await bus.count(subjects.TICKS)
     await bus.put(interval("other", 1))
     await until(lambda: _at_least(bus, paused + 3))

@@ -3,11 +3,13 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.plan import Plan, tick_of
-from shared.schedules import Interval, Schedule
+from services.scheduler.plan import Plan, lifetime, tick_of
+from shared.due import start_of
+from shared.schedules import Interval, Once, Schedule
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
@@ -36,11 +38,11 @@ def test_the_latest_instant_of_a_downtime_is_due_at_once() -> None:
     plan = Plan()
     plan.put(schedule(), at(90))
     (entry,) = plan.take(at(90))
-    assert (entry.due_at, entry.trigger) == (at(60), "catch_up")
+    assert (entry.due_at, tick_of(entry, at(90)).trigger) == (at(60), "catch_up")
     plan.done(entry)
     assert plan.next_at() == at(120)
     (entry,) = plan.take(at(120))
-    assert (entry.due_at, entry.trigger) == (at(120), "schedule")
+    assert (entry.due_at, tick_of(entry, at(120)).trigger) == (at(120), "schedule")
 
 
 def test_nothing_older_than_the_stream_remembers_is_caught_up() -> None:
@@ -56,8 +58,8 @@ def test_a_machine_that_slept_takes_only_the_latest() -> None:
     """Ten instants passed at once: one tick, marked as caught up."""
     plan = Plan()
     plan.put(schedule(active_since=at(1)), at(1))
-    (entry,) = plan.take(at(601))
-    assert (entry.due_at, entry.trigger) == (at(600), "catch_up")
+    (entry,) = plan.take(at(630))
+    assert (entry.due_at, tick_of(entry, at(630)).trigger) == (at(600), "catch_up")
 
 
 def test_an_entry_that_is_being_published_is_not_taken_again() -> None:
@@ -152,3 +154,124 @@ def test_replicas_make_the_same_run() -> None:
         (entry,) = plan.take(now)
         ids.add(tick_of(entry, now).run_id)
     assert len(ids) == 1
+
+
+def walked(plan: Plan, now: datetime) -> list[float]:
+    """Publish everything that is due now, and return the instants in seconds after noon."""
+    found: list[float] = []
+    while taken := plan.take(now):
+        for entry in taken:
+            found.append((entry.due_at - NOON).total_seconds())
+            plan.done(entry)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "within_s", "expected"),
+    [
+        ("none", 86_400, []),
+        ("latest", 86_400, [300]),
+        ("latest", 20, []),
+        ("all", 86_400, [60, 120, 180, 240, 300]),
+        ("all", 150, [180, 240, 300]),
+        ("all", 0, []),
+    ],
+)
+def test_what_passed_is_caught_up_as_the_schedule_says(catch_up: str, within_s: int, expected: list[float]) -> None:
+    """Both after a start, and when a running machine had slept; the ordinary instants follow."""
+    given = schedule(active_since=at(1), catch_up=catch_up, catch_up_within_s=within_s)
+    started, slept = Plan(), Plan()
+    started.put(given, at(325))
+    slept.put(given, at(1))
+    for plan in (started, slept):
+        assert walked(plan, at(325)) == expected
+        assert walked(plan, at(360)) == [360]
+
+
+def test_without_catching_up_a_busy_moment_loses_nothing() -> None:
+    """A few seconds late is not missed."""
+    plan = Plan()
+    plan.put(schedule(active_since=at(1), catch_up="none"), at(1))
+    assert walked(plan, at(63)) == [60]
+
+
+def test_a_run_starts_after_its_spread_and_its_jitter() -> None:
+    """The instant stays what it is; the tick says when it was to start, and expires when the next one starts."""
+    plan, given = Plan(), schedule(3_600, active_since=at(1), spread_s=600, jitter_s=60)
+    plan.put(given, at(1))
+    start = start_of(given, "home", at(3_600))
+    assert at(3_600) < start < at(3_600 + 660)
+    assert plan.next_at() == start
+    assert plan.take(start - timedelta(milliseconds=1)) == []
+    (entry,) = plan.take(start)
+    tick = tick_of(entry, start)
+    assert (tick.due_at, tick.start_at, tick.trigger) == (at(3_600), start, "schedule")
+    assert tick.expires_at == min(start + timedelta(hours=1), start_of(given, "home", at(7_200)))
+
+
+def test_a_restart_between_instant_and_start_loses_nothing() -> None:
+    """What is spread has not started yet: it is neither caught up nor left out."""
+    for catch_up in ("none", "latest", "all"):
+        given = schedule(3_600, active_since=at(1), spread_s=3_000, catch_up=catch_up)
+        start = start_of(given, "home", at(3_600))
+        plan = Plan()
+        plan.put(given, start - timedelta(seconds=1))
+        (entry,) = plan.take(start)
+        assert (entry.due_at, tick_of(entry, start).trigger) == (at(3_600), "schedule")
+
+
+def test_runs_that_are_all_caught_up_do_not_end_each_other() -> None:
+    """Each has the time that its schedule gives a run, though the next instant is near."""
+    plan = Plan()
+    plan.put(schedule(active_since=at(1), catch_up="all", start_within_s=600), at(325))
+    (entry,) = plan.take(at(325))
+    assert tick_of(entry, at(325)).expires_at == at(925)
+
+
+@pytest.mark.parametrize("catch_up", ["none", "latest", "all"])
+@pytest.mark.parametrize("every_s", [1, 60, 3_600, 43_200])
+def test_a_tick_is_remembered_as_long_as_a_new_scheduler_would_publish_it(catch_up: str, every_s: int) -> None:
+    """Whenever one starts: either it does not take that instant, or the stream still has its tick and refuses a second one."""
+    given = schedule(every_s, active_since=at(0), catch_up=catch_up, start_within_s=600)
+    plan = Plan()
+    plan.put(given, at(0))
+    (entry,) = plan.take(at(0))
+    tick = tick_of(entry, at(0))
+    assert tick.due_at == at(0)
+    forgotten = at(0) + lifetime(tick, given)
+    for hours in range(48):
+        later = forgotten + timedelta(hours=hours)
+        plan = Plan()
+        plan.put(given, later)
+        assert all(entry.due_at > tick.due_at for entry in plan.take(later))
+
+
+def test_a_tick_is_not_remembered_for_longer_than_it_must_be() -> None:
+    """10,000 ticks a minute are 29 million in two days."""
+    plan = Plan()
+    plan.put(schedule(active_since=at(0)), at(0))
+    (entry,) = plan.take(at(0))
+    assert lifetime(tick_of(entry, at(0)), entry.schedule) == timedelta(minutes=6)
+
+
+def test_when_nothing_more_is_due_nothing_is_planned() -> None:
+    """One instant, and no other."""
+    plan = Plan()
+    plan.put(schedule(timing=Once(at=at(60)), active_since=at(1)), at(1))
+    assert walked(plan, at(100)) == [60]
+    assert plan.next_at() is None
+    assert plan.names() == {"s"}
+
+
+@pytest.mark.parametrize("catch_up", ["none", "latest", "all"])
+def test_a_run_with_more_spread_than_is_caught_up_starts_in_time(catch_up: str) -> None:
+    """How far back is caught up counts from the start of a run: else one that starts an hour after its instant never would."""
+    made = schedule(86_400, spread_s=3_600, jitter_s=600, catch_up=catch_up, catch_up_within_s=0)
+    due_at = NOON + timedelta(hours=12)
+    start_at = start_of(made, "home", due_at)
+    plan = Plan()
+    plan.put(made, at(60))
+    assert start_at > due_at + timedelta(seconds=60)
+    assert plan.take(start_at - timedelta(seconds=1)) == []
+    (entry,) = plan.take(start_at)
+    assert (entry.due_at, tick_of(entry, start_at).trigger) == (due_at, "schedule")
