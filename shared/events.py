@@ -27,6 +27,8 @@ Log = Annotated[str, StringConstraints(max_length=16_000), AfterValidator(_stora
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]
 Trigger = Literal["schedule", "catch_up", "manual"]
+Overlap = Literal["queue_all", "queue_one", "skip", "cancel_other"]
+"""What becomes of a run whose line is busy: it waits; waits unless another one does; ends as `skipped`; or the others are cut short."""
 
 
 class Event(BaseModel):
@@ -44,6 +46,13 @@ def run_id_of(schedule: str, site: str, due_at: AwareDatetime) -> UUID:
     return uuid5(RUNS, f"{schedule}:{site}:{int(due_at.timestamp())}")
 
 
+class Fallback(Event):
+    """The engine that measures when the first one failed."""
+
+    engine: Name
+    options: dict[str, Any] = {}
+
+
 class Tick(Event):
     """A run is due. Scheduler (or API, for a manual run) to runner; one per schedule, site and instant."""
 
@@ -55,11 +64,23 @@ class Tick(Event):
     engine: Name
     options: dict[str, Any] = {}
     """For the engine, which validates them."""
+    fallback: Fallback | None = None
+    """What to run instead when the engine failed."""
+    line: Name | None = None
+    """The line of the site to measure; None is the one without a name."""
+    labels: tuple[Name, ...] = ()
+    """What the runner must have among its labels."""
     due_at: AwareDatetime
     """The instant on the schedule, not the instant of publishing."""
+    start_at: AwareDatetime | None = None
+    """When to start, with spread and jitter; None is `due_at`."""
     published_at: AwareDatetime
     expires_at: AwareDatetime
     """From here on it is too late: the run ends as `missed`."""
+    overlap: Overlap = "queue_all"
+    """What becomes of it when the line is busy."""
+    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    """Of the ticks that wait for a line, one of the highest priority goes first."""
 
 
 class Progress(Event):
@@ -137,7 +158,9 @@ class Failure(Event):
     """Why there is no measurement."""
 
     kind: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-    """One word for counting and alerting; see ProbeError; besides those `expired`, `abandoned`, `too_large`."""
+    """One word for counting and alerting; see ProbeError; besides those `expired`, `abandoned`, `too_large`,
+    `no_label`, `line_busy` and `cancelled` (overlap), and where nobody took the run `no_runner`, `runner_offline`,
+    `scheduler_down` and `lost`."""
     message: Annotated[str, StringConstraints(min_length=1, max_length=4_000), AfterValidator(_storable)]
 
 
@@ -153,12 +176,18 @@ class Result(Event):
     status: Status
     runner: Text | None = None
     """The process that ran it."""
+    line: Name | None = None
+    """The line that was measured; None is the one without a name."""
+    start_at: AwareDatetime | None = None
+    """When it was to start, with spread and jitter; None is `due_at`."""
     started_at: AwareDatetime | None = None
     """None when it never started."""
     finished_at: AwareDatetime
     attempt: Annotated[int, Field(ge=1, le=1_000)] = 1
     """How often the tick had been delivered."""
     engine_version: Text | None = None
+    fallback_for: Name | None = None
+    """The engine that failed first, where `engine` is the fallback."""
     measurement: Measurement | None = None
     failure: Failure | None = None
     log: Log = ""

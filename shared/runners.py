@@ -12,6 +12,9 @@ class Runner(Event):
 
     id: Text
     site: Name
+    line: Name | None = None
+    """The line of the site that it measures; None is the one without a name."""
+    labels: tuple[Name, ...] = ()
     engines: tuple[str, ...]
     version: Text
     host: Text

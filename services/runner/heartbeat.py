@@ -10,6 +10,7 @@ from uuid import UUID
 
 from nats.js import JetStreamContext
 
+from services.runner.settings import RunnerSettings
 from shared import subjects
 from shared.connect import NATS_AWAY
 from shared.provision import HEARTBEAT_S
@@ -22,8 +23,8 @@ log = logging.getLogger(__name__)
 class Heartbeat:
     """The sign of life of one runner."""
 
-    def __init__(self, runner_id: str, site: str, engines: Sequence[str]) -> None:
-        self._id, self._site, self._engines = runner_id, site, tuple(engines)
+    def __init__(self, runner_id: str, settings: RunnerSettings, engines: Sequence[str]) -> None:
+        self._id, self._settings, self._engines = runner_id, settings, tuple(engines)
         self._started_at = datetime.now(UTC)
         self._changed = asyncio.Event()
         self._run_id: UUID | None = None
@@ -36,7 +37,7 @@ class Heartbeat:
     async def beat(self, js: JetStreamContext) -> None:
         """Write to the bucket every few seconds, and at once when something changed, for ever; then take the entry out."""
         # Without nats-py's bucket, which asks for the stream first: that would tell a runner the names of all others.
-        key = f"$KV.{subjects.RUNNERS}.{self._site}.{self._id}"
+        key = f"$KV.{subjects.RUNNERS}.{self._settings.site}.{self._id}"
         try:
             while True:
                 self._changed.clear()
@@ -54,7 +55,9 @@ class Heartbeat:
     def _now(self) -> Runner:
         return Runner(
             id=self._id,
-            site=self._site,
+            site=self._settings.site,
+            line=self._settings.line,
+            labels=self._settings.labels,
             engines=self._engines,
             version=version("refresher"),
             host=socket.gethostname(),

@@ -3,7 +3,10 @@
 import asyncio
 import re
 import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from services.runner.probes import Report, load
 from shared.errors import ConfigurationError, ProbeError
@@ -13,41 +16,76 @@ LARGEST_RESULT = 512 * 1024
 """In bytes; the server refuses messages over 1 MiB."""
 
 
-async def measure(tick: Tick, runner: str, attempt: int, report: Report) -> Result:
-    """Run the engine that a tick asks for and return the result, a failed one included.
+async def measure(tick: Tick, runner: str, attempt: int, report: Report, labels: Sequence[str] = ()) -> Result:
+    """Run the engine that a tick asks for, or its fallback, and return the result, a failed one included.
 
+    `labels` are what this runner has of those that the tick may ask for.
     Raises: asyncio.CancelledError when cancelled; the engine has stopped then.
     """
     started_at = datetime.now(UTC)
     if started_at >= tick.expires_at:
         late = Failure(kind="expired", message=f"no runner could start it before {tick.expires_at:%Y-%m-%d %H:%M:%S} UTC")
-        return _result(tick, runner, attempt, None, late)
-    log, version = "", None
-    try:
-        measurement = await load(tick.engine).run(tick.options, report)
-        outcome: Measurement | Failure = measurement.model_copy(update={"log": "", "engine_version": None})
-        log, version = measurement.log, measurement.engine_version
-    except ProbeError as error:
-        outcome, log, version = _failure(error.kind, error.message), error.log, error.engine_version
-    except ConfigurationError as error:
-        outcome = _failure("misconfigured", str(error))
-    except asyncio.CancelledError:
-        if (task := asyncio.current_task()) and task.cancelling():
-            raise
-        outcome = _failure("crashed", f"engine {tick.engine} has a bug: it cancelled itself")
-    except Exception as error:  # noqa: BLE001 - an engine may be anybody's: its bug is this run's failure, not the runner's
-        outcome = _failure("crashed", f"engine {tick.engine} has a bug: {type(error).__name__}: {error}")
-        log = traceback.format_exc()
-    try:
-        result = _result(tick, runner, attempt, started_at, outcome, log, version)
-        _must_be_storable(result)
-    except (ValueError, TypeError, RecursionError) as error:
-        wrong = _failure("crashed", f"engine {tick.engine} returned what cannot be kept: {error}")
-        return _result(tick, runner, attempt, started_at, wrong)
-    if (size := len(result.to_json())) > LARGEST_RESULT:
-        too_large = _failure("too_large", f"engine {tick.engine} returned {size} bytes; at most {LARGEST_RESULT} can be kept")
-        return _result(tick, runner, attempt, started_at, too_large)
-    return result
+        return not_run(tick, runner, attempt, Status.MISSED, late)
+    if missing := sorted(set(tick.labels) - set(labels)):
+        reason = f"the runner of this line lacks the label {missing[0]!r}; REFRESHER_LABELS gives it"
+        return not_run(tick, runner, attempt, Status.FAILED, Failure(kind="no_label", message=reason))
+    run = _Run(tick, runner, attempt, started_at)
+    first = await run.of(tick.engine, tick.options, report)
+    if first.failure is None or tick.fallback is None:
+        return first
+    second = await run.of(tick.fallback.engine, tick.fallback.options, report)
+    told = f"{first.failure.kind}: {first.failure.message}"
+    if second.failure is None:
+        return second.model_copy(update={"fallback_for": tick.engine, "log": f"{tick.engine} failed: {told}\n{second.log}"[:8_000]})
+    both = f"{told}; the fallback {tick.fallback.engine} failed too: {second.failure.kind}: {second.failure.message}"
+    return first.model_copy(update={"failure": _failure(first.failure.kind, both), "finished_at": second.finished_at})
+
+
+def not_run(tick: Tick, runner: str, attempt: int, status: Status, failure: Failure) -> Result:
+    """Return the result of a run that no engine was started for."""
+    return _result(tick, runner, attempt, None, status, failure)
+
+
+@dataclass(frozen=True)
+class _Run:
+    tick: Tick
+    runner: str
+    attempt: int
+    started_at: datetime
+
+    async def of(self, engine: str, options: dict[str, Any], report: Report) -> Result:
+        """Run an engine and turn whatever happens into a result."""
+        log, version = "", None
+        try:
+            measurement = await load(engine).run(options, report)
+            outcome: Measurement | Failure = measurement.model_copy(update={"log": "", "engine_version": None})
+            log, version = measurement.log, measurement.engine_version
+        except ProbeError as error:
+            outcome, log, version = _failure(error.kind, error.message), error.log, error.engine_version
+        except ConfigurationError as error:
+            outcome = _failure("misconfigured", str(error))
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            outcome = _failure("crashed", f"engine {engine} has a bug: it cancelled itself")
+        except Exception as error:  # noqa: BLE001 - an engine may be anybody's: its bug is this run's failure, not the runner's
+            outcome = _failure("crashed", f"engine {engine} has a bug: {type(error).__name__}: {error}")
+            log = traceback.format_exc()
+        try:
+            result = self._ended(engine, outcome, log, version)
+            _must_be_storable(result)
+        except (ValueError, TypeError, RecursionError) as error:
+            return self._ended(engine, _failure("crashed", f"engine {engine} returned what cannot be kept: {error}"))
+        if (size := len(result.to_json())) > LARGEST_RESULT:
+            reason = f"engine {engine} returned {size} bytes; at most {LARGEST_RESULT} can be kept"
+            return self._ended(engine, _failure("too_large", reason))
+        return result
+
+    def _ended(self, engine: str, outcome: Measurement | Failure, log: str = "", version: str | None = None) -> Result:
+        status = Status.SUCCEEDED if isinstance(outcome, Measurement) else Status.FAILED
+        result = _result(self.tick, self.runner, self.attempt, self.started_at, status, outcome)
+        told = _storable(version)[:1_000] if version else None
+        return result.model_copy(update={"engine": engine, "engine_version": told, "log": _storable(log)[-8_000:]})
 
 
 def _failure(kind: str, message: str) -> Failure:
@@ -75,25 +113,14 @@ def _holds_nul(value: object) -> bool:
     return isinstance(value, str) and "\x00" in value
 
 
-def _result(
-    tick: Tick,
-    runner: str,
-    attempt: int,
-    started_at: datetime | None,
-    outcome: Measurement | Failure,
-    log: str = "",
-    version: str | None = None,
-) -> Result:
-    measurement, failure = (outcome, None) if isinstance(outcome, Measurement) else (None, outcome)
+def _result(tick: Tick, runner: str, attempt: int, started_at: datetime | None, status: Status, outcome: Measurement | Failure) -> Result:
     return Result(
-        **tick.model_dump(include={"run_id", "site", "schedule", "trigger", "engine", "due_at"}),
-        status=Status.SUCCEEDED if measurement else Status.FAILED if started_at else Status.MISSED,
+        **tick.model_dump(include={"run_id", "site", "schedule", "trigger", "engine", "due_at", "start_at", "line"}),
+        status=status,
         runner=runner,
         attempt=attempt,
         started_at=started_at,
         finished_at=datetime.now(UTC),
-        engine_version=_storable(version)[:1_000] if version else None,
-        measurement=measurement,
-        failure=failure,
-        log=_storable(log)[-8_000:],
+        measurement=outcome if isinstance(outcome, Measurement) else None,
+        failure=outcome if isinstance(outcome, Failure) else None,
     )

@@ -1,7 +1,12 @@
 """The runner's settings."""
 
+from typing import Annotated
+
+from pydantic import BeforeValidator
+from pydantic_settings import NoDecode
+
 from shared.events import Name
-from shared.settings import Port, Settings
+from shared.settings import Port, Settings, names
 
 
 class RunnerSettings(Settings):
@@ -9,6 +14,11 @@ class RunnerSettings(Settings):
 
     site: Name = "home"
     """Where this runner measures: it takes the ticks of this site."""
+    line: Name | None = None
+    """Which line of the site it sits on, where there are several: it takes the ticks of this one alone. Runners of one line
+    never measure at once, those of different lines do."""
+    labels: Annotated[tuple[Name, ...], NoDecode, BeforeValidator(names)] = ()
+    """What schedules may ask for, separated by commas: `fast,ipv6`."""
     runner_host: str = "127.0.0.1"
     """Where the runner serves health and metrics."""
     runner_port: Port = 8472

