@@ -57,7 +57,7 @@ async def settle(js: JetStreamContext, message: Msg, metrics: Metrics) -> None:
         message=f"it was delivered {advisory.deliveries} times and no runner of site {tick.site} finished it: look at their logs",
     )
     result = Result(
-        **tick.model_dump(include={"run_id", "site", "schedule", "trigger", "engine", "due_at"}),
+        **tick.model_dump(include={"run_id", "site", "schedule", "trigger", "engine", "due_at", "start_at", "line"}),
         status=Status.FAILED,
         finished_at=datetime.now(UTC),
         attempt=advisory.deliveries,

@@ -2,16 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from nats.js import JetStreamContext
 from starlette.applications import Starlette
 
-from services.recorder import abandoned
+from services.recorder import abandoned, auditor, letters
 from services.recorder.metrics import Metrics
 from services.recorder.record import Recorder
 from services.recorder.settings import RecorderSettings
+from services.recorder.settler import Settler
 from shared import subjects
 from shared.connect import NATS_AWAY, broker, client_of, postgres
 from shared.provision import CONSUMERS, STREAMS, until_consumer
@@ -20,6 +21,8 @@ from shared.service import Service
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 15.0
+CONNECTIONS = 4
+"""To record, to settle, to audit, and to say that Postgres answers."""
 _READ = {subjects.TICKS, *(stream for stream, _ in CONSUMERS)}
 
 
@@ -30,12 +33,19 @@ async def _watch_queues(js: JetStreamContext, metrics: Metrics) -> None:
             name = str(stream.name)
             try:
                 metrics.stored.labels(name).set((await js.stream_info(name)).state.messages)
-                for consumer in await js.consumers_info(name) if name in _READ else ():
+                consumers = await js.consumers_info(name) if name in _READ else ()
+                for consumer in (each for each in consumers if each.config.durable_name):  # the others come and go
                     metrics.pending.labels(name, consumer.name).set(consumer.num_pending or 0)
                     metrics.unacknowledged.labels(name, consumer.name).set(consumer.num_ack_pending or 0)
             except NATS_AWAY as error:
                 log.warning("a queue could not be looked at", extra={"stream": name, "error": str(error) or type(error).__name__})
         await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _after(ready: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
+    """Do some work once the schema is there for it."""
+    await ready.wait()
+    await work()
 
 
 def build(settings: RecorderSettings) -> tuple[Service, Starlette]:
@@ -45,14 +55,21 @@ def build(settings: RecorderSettings) -> tuple[Service, Starlette]:
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        pool = await postgres(settings, "recorder", size=2)
+        pool = await postgres(settings, "recorder", size=CONNECTIONS)
         service.check("postgres", lambda: pool.fetchval("SELECT 1"))
         try:
             async with service.running():
                 client, js = client_of(service.broker)
                 for stream, consumer in CONSUMERS:  # what is made last: the streams are there before
                     await until_consumer(js, stream, str(consumer.durable_name))
-                service.spawn(Recorder(pool, metrics, settings.recorder_batch).run(client, js), "recording")
+                await letters.answer(service, js)
+                recorder = Recorder(pool, metrics, settings.recorder_batch)
+                settler = Settler(pool, metrics, every_s=settings.recorder_settle_every_s, after_s=settings.recorder_settle_after_s)
+                service.spawn(recorder.run(client, js), "recording")
+                service.spawn(_after(recorder.is_migrated, lambda: settler.run(js)), "settling")
+                service.spawn(
+                    _after(recorder.is_migrated, lambda: auditor.watch(pool, metrics, settings.recorder_audit_every_s)), "auditing"
+                )
                 service.spawn(abandoned.watch(client, js, metrics), "settling abandoned ticks")
                 service.spawn(_watch_queues(js, metrics), "watching the queues")
                 yield

@@ -40,3 +40,20 @@ class Metrics:
         self.abandoned = Counter(
             "refresher_ticks_abandoned_total", "Ticks that no runner finished, however often delivered.", registry=registry
         )
+        self.settled = Counter(
+            "refresher_runs_settled_total",
+            "Runs that nobody started, recorded as missed, by reason (no_runner, runner_offline, expired, scheduler_down, lost).",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in ("no_runner", "runner_offline", "expired", "scheduler_down", "lost"):
+            self.settled.labels(reason)  # there from the start, so that the first one counts as an increase
+        self.open = Gauge("refresher_ledger_open", "Runs that were due and have no row so far.", registry=registry)
+        self.audited = {
+            kind: Gauge(f"refresher_ledger_{kind}", f"{text}, of the last day, at the last audit.", registry=registry)
+            for kind, text in (
+                ("missing", "Runs that were due and have no row"),
+                ("duplicated", "Rows beside another one of the same run"),
+                ("unexpected", "Rows of runs that nobody asked for"),
+            )
+        }

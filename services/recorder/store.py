@@ -1,9 +1,10 @@
-"""All the SQL of the recorder: one statement that stores many results, each once."""
+"""The SQL of recording: one statement that stores many results, each once, in the partitions of their months."""
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, date
+from datetime import UTC, date, datetime
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 
@@ -41,6 +42,9 @@ COLUMNS = {
     "status": "text",
     "runner": "text",
     "attempt": "integer",
+    "line": "text",
+    "fallback_for": "text",
+    "start_at": "timestamptz",
     "started_at": "timestamptz",
     "finished_at": "timestamptz",
     **_NUMBERS,
@@ -53,33 +57,52 @@ COLUMNS = {
 }
 """The columns that a result fills, with their types, in the order of `_row`."""
 
+_GIVEN = f"unnest({', '.join(f'${number}::{kind}[]' for number, kind in enumerate(COLUMNS.values(), 1))}) AS given ({', '.join(COLUMNS)})"
 _INSERT = f"""
-INSERT INTO results ({", ".join(COLUMNS)})
-SELECT * FROM unnest({", ".join(f"${number}::{kind}[]" for number, kind in enumerate(COLUMNS.values(), 1))})
+INSERT INTO results ({", ".join(COLUMNS)}) SELECT * FROM {_GIVEN}
 ON CONFLICT DO NOTHING
-RETURNING run_id
+RETURNING due_at, run_id
 """  # noqa: S608 - names from this module, values as parameters
+_OTHERS = [name for name in COLUMNS if name not in {"due_at", "run_id"}]
+# Not as part of the INSERT (ON CONFLICT DO UPDATE): to name what it would have inserted takes the right to read all of it.
+_REPLACE = f"""
+UPDATE results SET ({", ".join(_OTHERS)}, recorded_at) = ROW({", ".join(f"given.{name}" for name in _OTHERS)}, clock_timestamp())
+FROM {_GIVEN}
+WHERE results.due_at = given.due_at AND results.run_id = given.run_id AND results.started_at IS NULL
+RETURNING results.run_id
+"""  # noqa: S608 - as above
 _NOTHING = Measurement()
 
 
 async def insert(connection: Connection, results: Sequence[Result]) -> int:
-    """Store results, all or none (it is one statement), and return how many were new.
+    """Store results and return how many changed something; missing partitions are made before.
 
-    A result already stored is a redelivery, not an error: the primary key drops it.
+    A result already stored is a redelivery, not an error: the primary key drops it. Only where the one that is there says that
+    the run never started, and the new one that it did, the new one takes its place: what was measured beats what was guessed.
     Raises: one of REFUSED for a value that cannot be stored, asyncpg.PostgresError or OSError when the server does not
-    take it now; nothing is stored then.
+    take it now; storing them all again does no harm then.
     """
-    columns = list(zip(*map(_row, results), strict=True))
-    return len(await connection.fetch(_INSERT, *columns))
-
-
-async def add_partitions(connection: Connection, months: set[date]) -> None:
-    """Make the partitions of these months (their first days, UTC) where they are missing."""
-    for month in sorted(months):
+    for month in sorted({_month_of(result) for result in results}):
         await connection.execute("SELECT results_partition($1)", month)
+    # one of each run, for a statement changes no row twice: the first that started, else the first
+    chosen: dict[tuple[datetime, UUID], Result] = {}
+    for result in results:
+        known = chosen.setdefault((result.due_at, result.run_id), result)
+        if known.started_at is None and result.started_at is not None:
+            chosen[result.due_at, result.run_id] = result
+    # in the order of the key: two that store the same results, in whatever order they came, would wait for each other
+    ordered = sorted(chosen.values(), key=lambda result: (result.due_at, result.run_id))
+    new = {(row["due_at"], row["run_id"]) for row in await connection.fetch(_INSERT, *_columns(ordered))}
+    late = [result for result in ordered if result.started_at is not None and (result.due_at, result.run_id) not in new]
+    replaced = await connection.fetch(_REPLACE, *_columns(late)) if late else []
+    return len(new) + len(replaced)
 
 
-def month_of(result: Result) -> date:
+def _columns(results: Sequence[Result]) -> list[tuple[Any, ...]]:
+    return list(zip(*map(_row, results), strict=True))
+
+
+def _month_of(result: Result) -> date:
     """Return the first day of the month (UTC) in which a run was due."""
     return result.due_at.astimezone(UTC).date().replace(day=1)
 
@@ -88,7 +111,8 @@ def _row(result: Result) -> tuple[Any, ...]:
     measurement, failure = result.measurement or _NOTHING, result.failure
     return (
         *(result.run_id, result.due_at, result.site, result.schedule, result.trigger, result.engine, result.engine_version),
-        *(str(result.status), result.runner, result.attempt, result.started_at, result.finished_at),
+        *(str(result.status), result.runner, result.attempt, result.line, result.fallback_for),
+        *(result.start_at, result.started_at, result.finished_at),
         *(getattr(measurement, name) for name in _NUMBERS),
         *(getattr(measurement.server, name) for name in Server.model_fields),
         *(getattr(measurement.client, name) for name in Client.model_fields),

@@ -1,5 +1,6 @@
 """The recorder as a process, between a real NATS server and a real Postgres."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
@@ -10,11 +11,14 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from nats.js.api import AckPolicy, ConsumerConfig
 
 from shared import subjects
 from shared.dead import LONGEST
 from shared.events import Client, Failure, Measurement, Result, Server, Status, run_id_of
+from shared.provision import PIN_GROUP
 from shared.publish import publish_until_stored
+from shared.pull import Pull
 from tests.integration.conftest import Bus, Start, until
 from tests.servers import Postgres
 
@@ -256,12 +260,12 @@ async def test_a_tick_that_nobody_finishes_becomes_a_failed_row(bus: Bus, start:
     runner = start("runner")
     runner.stop()
     tick = await bus.tick()
-    subscription = await bus.js.pull_subscribe_bind("runner-home", subjects.TICKS)
-    for _ in range(5):
-        (message,) = await subscription.fetch(1, timeout=5)
-        await message.nak()
-    with pytest.raises(TimeoutError):
-        await subscription.fetch(1, timeout=0.5)  # the server notices when somebody asks for more
+    async with Pull(bus.client, bus.js, subjects.TICKS, "runner-home", batch=1, group=PIN_GROUP) as pull:
+        for _ in range(5):
+            (message,) = await pull.next()
+            await message.nak()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(pull.next(), 0.5)  # the server notices when somebody asks for more
     assert await bus.count(subjects.ADVISORIES) == 1
     start("recorder", database_url)
     await until(rows(database, 1))
@@ -274,3 +278,46 @@ async def test_a_tick_that_nobody_finishes_becomes_a_failed_row(bus: Bus, start:
         return bool(await database.fetchval("SELECT true FROM results WHERE run_id = $1", following.run_id))
 
     await until(measured, 20)
+
+
+async def test_a_flood_of_bad_messages_drops_nothing(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """10,000 that nobody can read among 1,000 good ones: a thousand rows, ten thousand dead letters, each of them once."""
+    good = [a_result() for _ in range(1_000)]
+    garbage = [f"garbage {number}".encode() for number in range(10_000)]
+    mixed = [each for number, result in enumerate(good) for each in (result.to_json(), *garbage[10 * number : 10 * number + 10])]
+    futures = [await bus.js.publish_async("refresher.result.home.hourly", payload) for payload in mixed]
+    for future in futures:
+        await future
+    recorder = start("recorder", database_url)
+    await until(rows(database, 1_000), 60)
+    await until(lambda: settled(bus), 60)
+    assert {row["run_id"] for row in await database.fetch("SELECT run_id FROM results")} == {result.run_id for result in good}
+    assert await bus.count(subjects.DEAD) == recorder.metric('refresher_results_total{outcome="dead"}') == 10_000
+    subscription = await bus.js.pull_subscribe(subjects.ALL_DEAD, stream=subjects.DEAD, config=ConsumerConfig(ack_policy=AckPolicy.NONE))
+    found: list[bytes] = []
+    while len(found) < len(garbage):
+        found += [message.data for message in await subscription.fetch(500, timeout=5)]
+    assert set(found) == set(garbage)
+
+
+async def test_large_garbage_does_not_hold_up_the_rest(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """A hundred megabytes are more than the server lets be on its way to one client, and more than is held here at once."""
+    recorder = start("recorder", database_url)
+    await publish(bus, *(b"x" * 1_000_000 for _ in range(100)), a_result())
+    await until(rows(database, 1))
+    await until(lambda: settled(bus))
+    assert await bus.count(subjects.DEAD) == 100
+    assert "nats disconnected" not in recorder.log.read_text()
+
+
+async def test_a_recorder_whose_consumer_is_deleted_goes_on(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """It ends rather than wait for ever; started again, it has the consumer back, and what is stored already stays as it is."""
+    start("scheduler")
+    recorder = start("recorder", database_url)
+    await publish(bus, a_result())
+    await until(rows(database, 1))
+    await bus.js.delete_consumer(subjects.RESULTS, subjects.RECORDER)
+    assert await asyncio.to_thread(recorder.process.wait, 20) == 1
+    recorder.start()
+    await publish(bus, a_result())
+    await until(rows(database, 2))

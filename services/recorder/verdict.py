@@ -1,0 +1,82 @@
+"""What becomes of a run that has no row: whether it is missed, and why, or when to look again. Pure decisions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from services.recorder.open_runs import OpenRun
+from shared.events import Failure
+
+Place = tuple[str, str | None]
+"""A site and a line of it."""
+
+
+@dataclass(frozen=True)
+class Present:
+    """Who was there when a sweep began."""
+
+    now: datetime
+    runners: frozenset[Place]
+    """Those lines that have a runner."""
+    busy: frozenset[UUID]
+    """The runs that are being measured."""
+    acknowledged: Mapping[Place, int]
+    """For each line that ever had a runner: all of its ticks up to this place in the stream were taken and ended."""
+    has_scheduler: bool
+    """One has been there for long enough to have published what it wanted to."""
+
+
+@dataclass(frozen=True)
+class Later:
+    """It is too early to say: look again at this time."""
+
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Nobodys:
+    """It was not published, and nobody says that it should have been."""
+
+
+def verdict(run: OpenRun, present: Present, patience: timedelta, *, may_be_published: bool) -> Failure | Later | Nobodys:
+    """Decide about a run that has no row although all results that were there were recorded.
+
+    `may_be_published` says that a scheduler that comes back may still publish it; `patience` is how long after the last moment
+    at which a run could start its row may be on its way.
+    """
+    if run.run_id in present.busy:
+        return Later(present.now + patience)
+    if run.expires_at is not None:
+        settled_at = run.expires_at + patience
+        return Later(settled_at) if present.now < settled_at else _not_run(run, run.expires_at, present)
+    if not run.is_certain:
+        return Nobodys()
+    if may_be_published and not present.has_scheduler:
+        return Later(present.now + patience)
+    return _not_published(run)
+
+
+def _not_run(run: OpenRun, expires_at: datetime, present: Present) -> Failure:
+    place = (run.site, run.line)
+    where = f"line {run.line} of site {run.site}" if run.line else f"site {run.site}"
+    until = f"{expires_at:%Y-%m-%d %H:%M:%S} UTC"
+    if place not in present.acknowledged:
+        line = f" REFRESHER_LINE={run.line}" if run.line else ""
+        start = f"start one there with REFRESHER_SITE={run.site}{line}"
+        return Failure(kind="no_runner", message=f"there has never been a runner of {where}: {start}, or take the site out of the schedule")
+    if run.tick_sequence is not None and run.tick_sequence <= present.acknowledged[place]:
+        look = "look for it among the dead letters (refresher dead list), and in the runner's log"
+        return Failure(kind="lost", message=f"a runner of {where} took it, and its result did not come: {look}")
+    if place not in present.runners:
+        look = "start it, and see that it reaches NATS (refresher runners)"
+        return Failure(kind="runner_offline", message=f"no runner of {where} was there to start it before {until}: {look}")
+    look = "see what kept it busy (refresher runners), and its log"
+    return Failure(kind="expired", message=f"the runner of {where} could not start it before {until}: {look}")
+
+
+def _not_published(run: OpenRun) -> Failure:
+    if run.is_watched:
+        return Failure(kind="scheduler_down", message="no scheduler was there to start it: see that one runs (refresher doctor)")
+    reason = "nobody recorded when it was due, and no trace of it is left: see that scheduler and recorder run all the time"
+    return Failure(kind="lost", message=reason)

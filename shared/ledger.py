@@ -1,0 +1,184 @@
+"""What was to happen: every instant of every schedule as it was at the time. Pure functions of the schedules' history.
+
+A scheduler publishes a run when it is to start, with what it then knows. So a version of a schedule answers for the runs that
+were to start while it applied, and the next version for those after. Near the edge between two, and before a version that began
+to apply in the past, a scheduler may or may not have published a run: those instants are not certain.
+"""
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from shared import due
+from shared.events import run_id_of
+from shared.provision import TICK_KEPT_S, TICKS_LIVE_S
+from shared.schedules import LATE_S, Schedule
+
+EDGE = timedelta(seconds=5)
+"""So much later than the server's time of a change may a scheduler learn of it."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """What a schedule became at a moment, in the order in which versions came; None when it was removed or is no schedule."""
+
+    number: int
+    name: str
+    since: datetime
+    schedule: Schedule | None
+
+
+@dataclass(frozen=True)
+class Span:
+    """A schedule and the time for which it applied."""
+
+    schedule: Schedule
+    since: datetime
+    until: datetime | None
+    """None while it still applies."""
+    reach: timedelta
+    """How far before `since` a scheduler may have looked for instants to catch up."""
+
+    def answers_for(self, start_at: datetime) -> bool | None:
+        """Return True for a start that it answers for, False where it may or may not, None for any other."""
+        if start_at < self.since:
+            return False if start_at >= self.since - self.reach else None
+        if self.until is None or start_at < self.until:
+            return True
+        return False if start_at < self.until + EDGE else None
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """An instant of a schedule at a site."""
+
+    schedule: Schedule
+    site: str
+    due_at: datetime
+    start_at: datetime
+    is_certain: bool
+    """False where there may be a run or not."""
+
+    @property
+    def run_id(self) -> UUID:
+        """The id of its run."""
+        return run_id_of(self.schedule.name, self.site, self.due_at)
+
+    @property
+    def expires_at(self) -> datetime:
+        """From when on it is too late to start it, provided that its tick was published in time."""
+        latest = self.start_at + timedelta(seconds=self.schedule.start_within_s)
+        following = due.following(self.schedule, self.site, self.due_at)
+        return min(latest, due.start_of(self.schedule, self.site, following)) if following else latest
+
+    @property
+    def remembered_until(self) -> datetime:
+        """Until when its tick is in the stream at the least, provided that it was published in time."""
+        following = due.following(self.schedule, self.site, self.due_at)
+        until = due.start_of(self.schedule, self.site, following) if following else self.expires_at
+        return min(until + timedelta(seconds=TICK_KEPT_S), self.start_at + timedelta(seconds=TICKS_LIVE_S))
+
+
+def spans(versions: Iterable[Version]) -> list[Span]:
+    """Return the times for which each schedule applied, paused ones left out.
+
+    A later version counts from its own time on even where that is before an earlier one's: the clock of the server was set back.
+    """
+    by_name: dict[str, list[Version]] = {}
+    for version in sorted(versions, key=lambda each: each.number):
+        by_name.setdefault(version.name, []).append(version)
+    return [span for history in by_name.values() for span in _spans(history)]
+
+
+def _spans(history: Sequence[Version]) -> list[Span]:
+    found: list[Span] = []
+    until: datetime | None = None
+    for place in range(len(history) - 1, -1, -1):
+        version = history[place]
+        if version.schedule and version.schedule.enabled and (until is None or version.since < until):
+            found.append(Span(version.schedule, version.since, until, EDGE + due.looked_back(version.schedule)))
+        until = min(until or version.since, version.since)
+    return found[::-1]
+
+
+def starting(history: Iterable[Span], after: datetime, until: datetime) -> Iterator[Due]:
+    """Yield the instants whose runs were to start in (after, until], and those that a version which began then may have caught up.
+
+    In no order; an instant at an edge may come from both of its sides.
+    """
+    for span in history:
+        if span.since <= until and (span.until is None or after < span.until + EDGE):
+            for site in dict.fromkeys(span.schedule.sites):
+                yield from _starting(span, site, after, until)
+
+
+def _starting(span: Span, site: str, after: datetime, until: datetime) -> Iterator[Due]:
+    if after < span.since:
+        yield from _caught_up(span, site)
+    earliest = max(after, span.since - _MOMENT)
+    for due_at in due.instants(span.schedule, site, earliest - _latest_start(span.schedule)):
+        if due_at > until:
+            return
+        start_at = due.start_of(span.schedule, site, due_at)
+        if earliest < start_at <= until and (certain := span.answers_for(start_at)) is not None:
+            yield Due(span.schedule, site, due_at, start_at, certain)
+
+
+def _caught_up(span: Span, site: str) -> Iterator[Due]:
+    """Yield what a scheduler that reads a version as it begins publishes at once: instants that had passed by then."""
+    schedule = span.schedule
+    oldest = span.since - span.reach
+    if schedule.catch_up == "latest":
+        last = due.last_started(schedule, site, oldest, span.since - _MOMENT)
+        if last is None:
+            return
+        oldest = min(last - _MOMENT, span.since - EDGE)
+    for due_at in due.instants(schedule, site, oldest):
+        if due_at >= span.since:
+            return
+        start_at = due.start_of(schedule, site, due_at)
+        if start_at < span.since:
+            yield Due(schedule, site, due_at, start_at, is_certain=False)
+
+
+def between(history: Iterable[Span], since: datetime, until: datetime) -> Iterator[Due]:
+    """Yield the instants that were due in [since, until), the earliest first; one at an edge may come from both of its sides."""
+    each = (_between(span, site, since, until) for span in history for site in dict.fromkeys(span.schedule.sites))
+    return heapq.merge(*each, key=lambda found: found.due_at)
+
+
+def _between(span: Span, site: str, since: datetime, until: datetime) -> Iterator[Due]:
+    earliest = max(since, span.since - span.reach - _latest_start(span.schedule))
+    latest = until if span.until is None else min(until, span.until + EDGE)
+    for due_at in due.instants(span.schedule, site, earliest - _MOMENT):
+        if due_at >= latest:
+            return
+        start_at = due.start_of(span.schedule, site, due_at)
+        if (certain := span.answers_for(start_at)) is not None:
+            yield Due(span.schedule, site, due_at, start_at, certain)
+
+
+def may_be_published(schedule: Schedule | None, site: str, due_at: datetime, now: datetime) -> bool:
+    """Return whether a scheduler that comes back now, with the schedule as it is, would still publish an instant that has passed."""
+    if schedule is None or not schedule.enabled or site not in schedule.sites:
+        return False
+    if due.following(schedule, site, due_at - _MOMENT) != due_at:
+        return False
+    oldest = now - due.looked_back(schedule)
+    match schedule.catch_up:
+        case "all":
+            return due_at > oldest
+        case "latest":
+            return due_at > oldest and due_at == due.last_started(schedule, site, oldest, now)
+        case "none":
+            return due.start_of(schedule, site, due_at) > now - timedelta(seconds=LATE_S)
+
+
+def _latest_start(schedule: Schedule) -> timedelta:
+    """Return how long after its instant a run may start."""
+    return timedelta(seconds=schedule.spread_s + schedule.jitter_s)
+
+
+_MOMENT = timedelta(microseconds=1)

@@ -1,0 +1,341 @@
+"""The ledger: whatever is down, every instant that was due ends as exactly one row, which says why nobody ran it."""
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from shared import subjects
+from shared.audit import Audit, audit
+from shared.events import Failure, Status, run_id_of
+from shared.provision import PIN_GROUP, provision
+from shared.pull import Pull
+from tests.commands import Refresher
+from tests.integration.api_server import api_server
+from tests.integration.conftest import Bus, Start, interval, until
+from tests.integration.rows import insert, row
+from tests.integration.test_recorder import Database, a_result, publish
+from tests.servers import Nats
+
+QUICK = {"REFRESHER_RECORDER_SETTLE_EVERY_S": "0.2", "REFRESHER_RECORDER_SETTLE_AFTER_S": "1", "REFRESHER_RECORDER_AUDIT_EVERY_S": "0.5"}
+LONG = timedelta(hours=2)
+SECOND = timedelta(seconds=1)
+
+
+async def kinds(database: Database, schedule: str | None = None) -> "Counter[str | None]":
+    """Return how many rows there are of each reason; None stands for those that succeeded."""
+    rows = await database.fetch("SELECT failure_kind FROM results WHERE schedule = coalesce($1, schedule)", schedule)
+    return Counter(row["failure_kind"] for row in rows)
+
+
+async def due_of(database: Database, schedule: str) -> list[datetime]:
+    """Return the instants that have a row, in order."""
+    rows = await database.fetch("SELECT due_at FROM results WHERE schedule = $1 ORDER BY due_at", schedule)
+    return [row["due_at"] for row in rows]
+
+
+async def row_of(database: Database, run_id: UUID) -> Any:
+    """Wait for the row of a run."""
+    return await until(lambda: database.fetchrow("SELECT * FROM results WHERE run_id = $1", run_id))
+
+
+async def audited(database: Database, **filters: Any) -> Audit:
+    """Audit everything so far, as if it were long ago: no row is on its way any more."""
+    now = datetime.now(UTC)
+    return await audit(database, now - LONG, now, now=now + LONG, **filters)
+
+
+async def until_settled(database: Database) -> Audit:
+    """Wait until every instant has its row, and return what an audit then says."""
+    moment = datetime.now(UTC)
+
+    async def settled() -> bool:
+        everything = await database.fetchval("SELECT settled_until > $1 FROM ledger_state", moment)
+        return bool(everything and not await database.fetchval("SELECT count(*) FROM open_runs"))
+
+    await until(settled, 20)
+    found = await audited(database)
+    assert found.is_clean, found
+    return found
+
+
+async def remove(bus: Bus, name: str) -> None:
+    """Remove a schedule."""
+    await (await bus.js.key_value(subjects.SCHEDULES)).delete(name)
+
+
+async def applied_in_the_past(bus: Bus, database: Database, *, every_s: int, hours: int) -> int:
+    """Let a ledger that began so long ago know of the schedule `old`, which was removed just now; return how often it was due."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    schedule = interval("old", every_s, active_since=now - timedelta(hours=hours))
+    values = "(1, 'old', 1, $1::timestamptz, $2::jsonb), (2, 'old', 2, $3::timestamptz, null)"
+    arguments = (schedule.active_since, schedule.model_dump_json(), now)
+    await database.execute(f"INSERT INTO schedule_versions (number, name, revision, since, spec) VALUES {values}", *arguments)
+    made_at = (await bus.js.stream_info(f"KV_{subjects.SCHEDULES}")).created
+    began_at = schedule.active_since - SECOND
+    await database.execute("UPDATE ledger_state SET began_at = $1, settled_until = $1, schedules_made_at = $2", began_at, made_at)
+    return hours * 3600 // every_s
+
+
+async def test_without_runners_every_run_is_missed(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """A site that never had a runner is told from one whose runner is away, and a run asked for by hand ends, too."""
+    recorder = start("recorder", database_url, **QUICK)
+    start("scheduler")
+    await bus.put(interval("fast", 1, sites=("home", "office")))
+    asked = await bus.tick(expires_in_s=1)
+
+    async def both() -> bool:
+        found = await kinds(database, "fast")
+        return found["no_runner"] >= 2 and found["runner_offline"] >= 2
+
+    await until(both)
+    rows = await database.fetch(
+        "SELECT site, failure_kind, status, started_at, trigger, due_at, schedule, run_id FROM results WHERE schedule IS NOT NULL"
+    )
+    assert {(row["site"], row["failure_kind"]) for row in rows} == {("home", "runner_offline"), ("office", "no_runner")}
+    assert {(row["status"], row["started_at"]) for row in rows} == {("missed", None)}
+    assert all(row["run_id"] == run_id_of("fast", row["site"], row["due_at"]) for row in rows)
+    ended = await row_of(database, asked.run_id)
+    assert (ended["trigger"], ended["status"], ended["failure_kind"]) == ("manual", "missed", "runner_offline")
+    await remove(bus, "fast")
+    assert (await until_settled(database)).due == await database.fetchval("SELECT count(*) FROM results")
+    settled = [recorder.metric(f'refresher_runs_settled_total{{reason="{kind}"}}') for kind in ("no_runner", "runner_offline")]
+    assert sum(settled) == await bus.count(subjects.RESULTS) == await database.fetchval("SELECT count(*) FROM results")
+
+
+async def test_without_schedulers_every_instant_has_one_row(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """All are killed and come back: what they did not publish says so, what they did was run, and the last is caught up."""
+    start("recorder", database_url, **QUICK)
+    start("runner")
+    schedulers = [start("scheduler"), start("scheduler")]
+    await bus.put(interval("fast", 1))
+    await until(lambda: database.fetchval("SELECT count(*) >= 2 FROM results"))
+    for scheduler in schedulers:
+        scheduler.kill()
+
+    async def noticed() -> bool:
+        return (await kinds(database))["scheduler_down"] >= 2
+
+    await until(noticed)
+    before = (await kinds(database))[None]
+    for scheduler in schedulers:
+        scheduler.start()
+
+    async def goes_on() -> bool:
+        return (await kinds(database))[None] >= before + 2
+
+    await until(goes_on, 30)
+    await remove(bus, "fast")
+    found = await until_settled(database)
+    due = await due_of(database, "fast")
+    assert found.rows == len(due) >= 6
+    assert all(later - earlier == SECOND for earlier, later in pairwise(due)), "one for each second"
+    assert set(await kinds(database)) == {None, "scheduler_down"}
+
+
+async def test_what_a_scheduler_may_still_catch_up_waits_for_it(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """With catch-up of everything nothing is given up while no scheduler is there; with the latest, all but that one is."""
+    start("recorder", database_url, **QUICK)
+    start("runner")
+    await bus.put(interval("everything", 1, catch_up="all"))
+    await bus.put(interval("latest", 1))
+    await bus.put(interval("rare", 3600, active_since=datetime.now(UTC) - timedelta(hours=1)))
+
+    async def some() -> bool:
+        return (await kinds(database, "latest"))["scheduler_down"] >= 2
+
+    await until(some)
+    assert not await kinds(database, "everything")
+    start("scheduler")
+
+    async def caught_up() -> bool:
+        return (await kinds(database, "everything"))[None] >= 4
+
+    await until(caught_up)
+    for name in ("everything", "latest", "rare"):
+        await remove(bus, name)
+    await until_settled(database)
+    assert set(await kinds(database, "everything")) == {None}
+    assert await kinds(database, "rare") == {None: 1}, "what was caught up when it was stored is allowed, and asked of nobody"
+
+
+async def test_the_past_follows_the_schedule_as_it_then_was(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """Edited, paused, resumed, broken by hand, removed and made again: each moment by the version that applied then."""
+    applied: list[tuple[datetime, int]] = []
+
+    async def put(every_s: int, **fields: Any) -> None:
+        await bus.put(interval("changing", every_s, **fields))
+        applied.append((datetime.now(UTC), every_s if fields.get("enabled", True) else 0))
+        await asyncio.sleep(every_s + 0.1)  # the time that passes is what is looked at
+
+    bucket = await bus.js.key_value(subjects.SCHEDULES)
+    await put(1)
+    recorder = start("recorder", database_url, **QUICK)
+    await put(1, enabled=False)
+    await put(1)
+    await bucket.put("changing", b'{"name": "changing", "timing": "\\u0000"}')
+    applied.append((datetime.now(UTC), 0))
+    for key in ("not/a.name=", "\\x00", "misnamed"):
+        await bus.js.publish(
+            f"$KV.{subjects.SCHEDULES}.{key}", b"\xff\x00" if key != "misnamed" else interval("other", 1).model_dump_json().encode()
+        )
+    await asyncio.sleep(1.1)
+    await put(2)
+    await remove(bus, "changing")
+    applied.append((datetime.now(UTC), 0))
+    await asyncio.sleep(1.1)
+    recorder.kill()
+    await put(1)
+    await remove(bus, "changing")
+    applied.append((datetime.now(UTC), 0))
+    recorder.start()
+    await until_settled(database)
+    found = set(await due_of(database, "changing"))
+    moment = applied[0][0].replace(microsecond=0)
+    while (moment := moment + SECOND) <= applied[-1][0]:
+        every_s = [every_s for since, every_s in applied if since <= moment][-1]
+        is_near = any(abs(since - moment) < timedelta(milliseconds=100) for since, _ in applied)
+        assert is_near or (moment in found) == bool(every_s and int(moment.timestamp()) % every_s == 0), moment
+    assert len(found) >= 4
+    assert set(await kinds(database)) == {"scheduler_down"}
+
+
+async def test_a_late_result_takes_the_place_of_a_guess(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """In whatever order they come, together or one after the other, and never the other way round."""
+    recorder = start("recorder", database_url)
+    due_at = datetime.now(UTC).replace(microsecond=0)
+    scheduled = {"trigger": "schedule", "due_at": due_at, "run_id": run_id_of("hourly", "home", due_at)}
+    guess = {"status": Status.MISSED, "started_at": None, "runner": None, "measurement": None}
+    guess["failure"] = Failure(kind="runner_offline", message="nobody was there")
+    late = [a_result(run_id=uuid4()) for _ in range(3)]
+    guesses = [a_result(**{**vars(each), **guess}) for each in late]
+    await publish(bus, a_result(**scheduled, **guess))
+    assert (await row_of(database, scheduled["run_id"]))["status"] == "missed"  # type: ignore[arg-type]
+    await publish(
+        bus, a_result(**scheduled), guesses[0], late[0], late[1], guesses[1], late[2], late[2], guesses[2], a_result(**scheduled, **guess)
+    )
+    await until(lambda: database.fetchval("SELECT count(*) = 4 AND bool_and(status = 'succeeded') FROM results"))
+    (row,) = await database.fetch("SELECT * FROM results WHERE run_id = $1", scheduled["run_id"])
+    assert (row["runner"], row["failure_kind"], row["failure_message"], row["download_bps"]) == ("runner-1", None, None, 93.4e6)
+
+    async def counted() -> bool:
+        outcomes = [recorder.metric(f'refresher_results_total{{outcome="{outcome}"}}') for outcome in ("stored", "duplicate")]
+        return sum(outcomes) == 10 and outcomes[0] >= 5
+
+    await until(counted)
+
+
+async def test_a_run_that_goes_on_and_one_whose_result_was_lost(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """While a runner measures nothing is decided, however late it is; a tick that was taken and left no result is told apart."""
+    start("recorder", database_url, **QUICK)
+    async with Pull(bus.client, bus.js, subjects.TICKS, "runner-home", batch=1, group=PIN_GROUP) as pull:
+        taken = await bus.tick(expires_in_s=0.5)
+        (message,) = await pull.next()
+        await message.ack_sync()
+    assert (await row_of(database, taken.run_id))["failure_kind"] == "lost"
+    start("runner")
+    slow = await bus.tick(seconds=3, expires_in_s=0.5)
+    await row_of(database, slow.run_id)
+    results = [message.data for message in await bus.messages(subjects.RESULTS)]
+    assert len(results) == 2
+    assert (await until_settled(database)).rows == 2
+
+
+async def test_two_recorders_share_the_work(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """Each gap is closed by one of them; one that is killed at it is replaced by the other."""
+    one, other = start("recorder", database_url, **QUICK), start("recorder", database_url, **QUICK)
+    await bus.put(interval("fast", 1, sites=("home", "office")))
+    await until(lambda: database.fetchval("SELECT count(*) >= 2 FROM results"))
+    one.kill()
+    await until(lambda: database.fetchval("SELECT count(*) >= 6 FROM results"))
+    await remove(bus, "fast")
+    assert (await until_settled(database)).rows == await bus.count(subjects.RESULTS)
+    assert other.metric('refresher_runs_settled_total{reason="scheduler_down"}') >= 2
+
+
+async def test_days_without_a_recorder_are_worked_through(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """More than fits into a piece, from before any tick that is left; what is recorded meanwhile does not wait for it."""
+    number = await applied_in_the_past(bus, database, every_s=10, hours=30)
+    recorder = start("recorder", database_url, **QUICK)
+    await until(lambda: database.fetchval("SELECT count(*) > 500 FROM results"), 30)
+    result = a_result()
+    await publish(bus, result)
+    await until(lambda: database.fetchval("SELECT true FROM results WHERE run_id = $1", result.run_id), 3)
+    assert await database.fetchval("SELECT count(*) FROM results") < number, "it was stored while the gaps were being closed"
+    await until(lambda: database.fetchval("SELECT count(*) = $1 FROM results", number + 1), 60)
+    assert set(await kinds(database, "old")) <= {"lost", "scheduler_down"}
+    slow = recorder.metric("refresher_loop_lag_seconds_count") - recorder.metric('refresher_loop_lag_seconds_bucket{le="0.5"}')
+    assert slow <= 1
+
+
+async def test_a_clock_that_was_wrong_leaves_no_gap(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """A recorder whose clock was years ahead has seen the future; once it is set, what happens there is looked at again."""
+    future = datetime.now(UTC) + timedelta(days=3_000)
+    await database.execute("UPDATE ledger_state SET began_at = $1, settled_until = $1", future)
+    start("recorder", database_url, **QUICK)
+    await bus.put(interval("fast", 1))
+    await until(lambda: database.fetchval("SELECT count(*) >= 1 FROM results"))
+
+
+async def test_a_bucket_that_is_made_anew_ends_what_was_in_it(
+    bus: Bus, start: Start, database_url: str, database: Database, nats_server: Nats
+) -> None:
+    """Revisions count from one again: they are not taken for those that are known, and what is gone is due no more."""
+    start("recorder", database_url, **QUICK)
+    await bus.put(interval("gone", 1))
+    await bus.put(interval("kept", 1))
+    await until(lambda: database.fetchval("SELECT count(*) = 2 FROM schedule_versions"))
+    await bus.js.delete_stream(f"KV_{subjects.SCHEDULES}")
+    await provision(bus.js)
+    await bus.put(interval("kept", 2))
+    await until(lambda: database.fetchval("SELECT count(*) = 3 FROM schedule_versions WHERE name = 'kept'"))
+    last = await database.fetchrow("SELECT revision, spec FROM schedule_versions WHERE name = 'gone' ORDER BY number DESC LIMIT 1")
+    assert (last["revision"], last["spec"]) == (None, None)
+    await remove(bus, "kept")
+    await until_settled(database)
+
+
+async def test_an_audit_finds_what_somebody_did_by_hand(
+    bus: Bus, start: Start, database_url: str, database: Database, nats_server: Nats, tmp_path: Path
+) -> None:
+    """A row deleted, a row made up, a second row of an instant: in the API, at the command line and in the metrics; else nothing."""
+    due = await applied_in_the_past(bus, database, every_s=60, hours=1) + 1
+    past = datetime.now(UTC) - timedelta(minutes=30)
+    asked = await bus.tick(tick={"due_at": past, "expires_at": past + SECOND})
+    recorder = start("recorder", database_url, **QUICK)
+    assert (await until_settled(database)).due == due
+    with api_server(nats_server.url, database_url, tmp_path) as api:
+        refresher = Refresher(REFRESHER_API_URL=api.url)
+        nothing = {"count": 0, "items": []}
+        (clean,) = refresher.json("audit")
+        assert (clean["due"], clean["rows"], clean["open"]) == (due, due, 0)
+        assert clean["missing"] == clean["duplicated"] == clean["unexpected"] == nothing
+        assert refresher("audit").stdout.splitlines()[-3:] == ["missing\t0", "duplicated\t0", "unexpected\t0"]
+
+        first, second, *_ = await due_of(database, "old")
+        await database.execute("DELETE FROM results WHERE due_at = $1", first)
+        made_up = (row(second, schedule="old"), row(second, schedule="old", site="mars"), row(past + SECOND, trigger="manual"))
+        twin, stranger, manual = await insert(database, *made_up)
+        (again,) = await insert(database, row(past + 2 * SECOND, schedule=None, trigger="manual", run_id=asked.run_id))
+        (found,) = refresher.json("audit", code=1)
+        told = {kind: {UUID(run["run_id"]) for run in found[kind]["items"]} for kind in ("missing", "duplicated", "unexpected")}
+        assert told == {"missing": {run_id_of("old", "home", first)}, "duplicated": {twin, again}, "unexpected": {stranger, manual}}
+        assert [found[kind]["count"] for kind in told] == [1, 2, 2]
+        lines = [line.split("\t") for line in refresher("audit", code=1).stdout.splitlines()]
+        assert {(line[0], UUID(line[5])) for line in lines if len(line) == 6 and line[0] in told} == {
+            (kind, run_id) for kind, run_ids in told.items() for run_id in run_ids
+        }
+        (mars,) = refresher.json("audit", "--site", "mars", code=1)
+        assert (mars["due"], mars["rows"], mars["unexpected"]["count"]) == (0, 1, 1)
+        assert refresher.json("audit", "--schedule", "other")[0]["rows"] == 0
+        assert refresher.json("audit", "--from", "2m")[0]["due"] <= 2
+        assert "before `to`" in refresher("audit", "--from", "1d", "--to", "2d", code=1).stderr
+        assert "31 days" in refresher("audit", "--from", "32d", code=1).stderr
+
+    async def shown() -> bool:
+        return [recorder.metric(f"refresher_ledger_{kind}") for kind in told] == [1, 2, 2]
+
+    await until(shown)
