@@ -84,8 +84,7 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
 
 
 def _told(holds: dict[str, Any]) -> str:
-    rows = sum(table["rows"] for table in holds["tables"].values())
-    return f"{rows:,} results and {holds['schedules']:,} schedules"
+    return f"{holds['tables']['results']['rows']:,} results and {holds['schedules']:,} schedules"
 
 
 async def _back_up(path: Path | None) -> dict[str, Any]:
@@ -96,7 +95,7 @@ async def _back_up(path: Path | None) -> dict[str, Any]:
     told = {"made_by": version("refresher"), "made_at": datetime.now(UTC).isoformat(timespec="seconds")}
     async with bus.connection() as client, postgres.connection() as connection:
         with writing(path, told) as writer:
-            with saved_schedules.reached(target.nats_url()):
+            with bus.reached(target.nats_url()):
                 schedules = await saved_schedules.save(client.jetstream(timeout=5), writer)
             holds = {"schedules": schedules, **await saved_rows.save(connection, writer)}
             writer.finish(holds)
@@ -109,9 +108,9 @@ async def _restore(whole: "Backup", *, replace: bool) -> None:
 
     async with bus.connection() as client, postgres.connection() as connection:
         js = client.jetstream(timeout=5)
-        with saved_schedules.reached(target.nats_url()):
+        with bus.reached(target.nats_url()):
             await saved_schedules.prepare(js, replace=replace)
         async with saved_rows.loaded(connection, whole, replace=replace):
             # before the commit: without the bus there are neither rows nor schedules
-            with saved_schedules.reached(target.nats_url()):
+            with bus.reached(target.nats_url()):
                 await saved_schedules.load(js, whole)

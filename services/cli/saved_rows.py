@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     Connection = asyncpg.Connection[asyncpg.Record]
 
-TABLES = ("results",)
+LEDGER = ("schedule_versions", "asked_runs", "open_runs", "ledger_state")
+"""What the results are held against: it comes and goes with them, and a recorder that was started before them has filled it."""
+TABLES = ("results", *LEDGER)
 """Every table but the ledger of migrations, which is in the manifest."""
 
 # text that reads the same on every server, whatever it is set to; and as much time as it takes
@@ -85,7 +87,9 @@ async def loaded(connection: "Connection", backup: Backup, *, replace: bool) -> 
 
 
 async def _clear(connection: "Connection", table: str, *, replace: bool) -> None:
-    if replace:
+    if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", table):
+        return  # an old backup's schema has none of it
+    if replace or table in LEDGER:
         await connection.execute(f"TRUNCATE {table}")
     elif await connection.fetchval(f"SELECT EXISTS (SELECT FROM {table})"):  # noqa: S608 - a name from here
         raise ConfigurationError(f"there are {table} in this database already: with --replace they are removed first.")

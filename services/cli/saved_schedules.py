@@ -5,37 +5,20 @@ for a change and run it.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from nats.js import JetStreamContext
-from nats.js.errors import APIError, BucketNotFoundError, NotFoundError
+from nats.js.errors import BucketNotFoundError, NotFoundError
 
 from services.cli.archive import Backup, Pieces, Writer
 from shared import subjects
 from shared.buckets import entries
-from shared.connect import NATS_AWAY, unreachable
-from shared.errors import ConfigurationError, RefresherError
+from shared.errors import ConfigurationError
 from shared.provision import provision
 
 NAME = "schedules"
 _STREAM = f"KV_{subjects.SCHEDULES}"
 _PREFIX = f"$KV.{subjects.SCHEDULES}."
-
-
-@contextmanager
-def reached(url: str) -> Iterator[None]:
-    """Say which server it was that refused, or did not answer.
-
-    Raises: RefresherError, Unavailable.
-    """
-    try:
-        yield
-    except APIError as error:
-        raise RefresherError(f"NATS at {url.rsplit('@', 1)[-1]} refuses: {error.description}") from None
-    except NATS_AWAY as error:
-        raise unreachable("NATS", url, error) from None
 
 
 async def save(js: JetStreamContext, writer: Writer) -> int:

@@ -202,7 +202,7 @@ async def test_a_backup_can_pass_through_a_pipe(saved: Path, refresher: Refreshe
     """Standard output holds the file and nothing else, and standard input is read like a file."""
     written = _piped(refresher, "backup", b"")
     (saved.parent / "written").write_bytes(written)
-    names = ["backup.json", "schedules/000001", "results/000001", "manifest.json"]
+    names = ["backup.json", "schedules/000001", "results/000001", "ledger_state/000001", "manifest.json"]
     for path in (saved, saved.parent / "written"):
         with tarfile.open(path) as archive:
             assert archive.getnames() == names
