@@ -30,7 +30,7 @@ def dashboard() -> Dashboard:
         .values("5m,15m,1h,6h,1d")
         .current(VariableOption(text="1h", value="1h"))
     )
-    for section in (_now, _runs, _queues, _recorder, _api, _processes):
+    for section in (_now, _runs, _ledger, _queues, _recorder, _api, _processes):
         built = section(built)
     return built
 
@@ -144,6 +144,41 @@ def _runs(built: Dashboard) -> Dashboard:
                 promql("sum(increase(refresher_ticks_redelivered_total[$window]))", "ticks delivered again", "B"),
                 promql("sum(increase(refresher_results_redelivered_total[$window]))", "results delivered again", "C"),
                 promql("sum(increase(refresher_ticks_abandoned_total[$window]))", "ticks abandoned", "D"),
+            )
+        )
+    )
+
+
+def _ledger(built: Dashboard) -> Dashboard:
+    return (
+        built.with_row(row("Ledger"))
+        .with_panel(
+            graph(
+                "Audit",
+                "Runs of the last day that break the promise of one row for each instant. All three are 0: `refresher audit` lists them.",
+                "short",
+                promql("max(refresher_ledger_missing)", "missing", "A"),
+                promql("max(refresher_ledger_duplicated)", "duplicated", "B"),
+                promql("max(refresher_ledger_unexpected)", "unexpected", "C"),
+                width=8,
+            )
+        )
+        .with_panel(
+            graph(
+                "Runs missed",
+                "Runs that nobody started, by reason, as the recorders settled them. Per window.",
+                "short",
+                promql("sum by (reason) (increase(refresher_runs_settled_total[$window]))", "{{reason}}"),
+                width=8,
+            )
+        )
+        .with_panel(
+            graph(
+                "Open runs",
+                "Runs that were due and have no row so far: being measured, waiting for their line, or for a scheduler.",
+                "short",
+                promql("max(refresher_ledger_open)", "runs"),
+                width=8,
             )
         )
     )

@@ -3,11 +3,11 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from shared.events import Name
-from shared.schedules import ScheduleSpec
+from shared.schedules import FallbackSpec, ScheduleSpec
 
 
 def _readable(options: dict[str, Any]) -> dict[str, Any]:
@@ -22,28 +22,49 @@ def _readable(options: dict[str, Any]) -> dict[str, Any]:
 
 Options = Annotated[dict[str, Any], AfterValidator(_readable), Field(description="For the engine, which validates them.")]
 
-_SPEC: dict[str, Any] = {
+SPEC: dict[str, Any] = {
     "engine": "speedtest",
-    "sites": ["home"],
-    "timing": {"kind": "cron", "expression": "24 * * * *", "zone": "Europe/Berlin"},
-    "enabled": True,
     "options": {},
+    "fallback": {"engine": "noop", "options": {}},
+    "sites": ["home"],
+    "line": None,
+    "labels": [],
+    "timing": {"kind": "cron", "expression": "24 * * * *", "zone": "Europe/Berlin", "gap": "next", "fold": "first"},
+    "valid_from": None,
+    "valid_until": None,
+    "max_runs": None,
+    "exclusions": [{"kind": "weekly", "days": ["mon", "fri"], "start": "09:00", "end": "11:30", "zone": "Europe/Berlin"}],
+    "spread_s": 300,
+    "jitter_s": 30,
+    "enabled": True,
+    "catch_up": "latest",
+    "catch_up_within_s": 86400,
+    "overlap": "queue_all",
+    "priority": 5,
     "start_within_s": 3600,
 }
+"""An example, with every field."""
 
 
 class ScheduleBody(ScheduleSpec):
     """What a person decides about a schedule; unknown fields are refused."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_SPEC]})
+    model_config = ConfigDict(json_schema_extra={"examples": [SPEC]})
 
     options: Options = {}  # noqa: RUF012 - pydantic copies it
+
+    @field_validator("fallback")
+    @classmethod
+    def _fallback_is_readable(cls, fallback: FallbackSpec | None) -> FallbackSpec | None:
+        if fallback:
+            _readable(fallback.options)
+        return fallback
 
 
 class NewSchedule(ScheduleBody):
     """A schedule and its name."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "hourly", **_SPEC}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "hourly", **SPEC}]})
 
     name: Name
 
@@ -68,6 +89,7 @@ class AdHocRun(_Body):
 
     engine: Name
     site: Name = "home"
+    line: Annotated[Name | None, Field(description="One of the lines of that site; null is the one without a name.")] = None
     options: Options = {}
 
 

@@ -4,11 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from faststream.nats import NatsBroker
+from nats.aio.msg import Msg
+from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
 from nats.js.kv import KeyValue
 
 from shared import buckets
 from shared.connect import NATS_AWAY, client_of, unreachable
+from shared.errors import Unavailable
+
+ANSWERED_WITHIN_S = 10.0
 
 
 class Bus:
@@ -46,3 +51,14 @@ class Bus:
         """
         with self.reached() as js:
             return await buckets.entries(js, name)
+
+    async def ask(self, subject: str, question: bytes, who: str, within_s: float = ANSWERED_WITHIN_S) -> Msg:
+        """Ask another service, and return its answer.
+
+        Raises: Unavailable, also when there is no such service (`who` names it).
+        """
+        with self.reached():
+            try:
+                return await client_of(self._broker)[0].request(subject, question, timeout=within_s)
+            except NoRespondersError:
+                raise Unavailable(f"No {who} is there to answer: start one.") from None

@@ -13,7 +13,7 @@ from shared.settings import DatabaseSettings
 
 CONNECTIONS = 8
 LONG_READS = 2
-"""How many exports run at once: each keeps a connection for as long as its reader takes."""
+"""How many exports and audits run at once: each keeps a connection for as long as its reader takes."""
 
 
 class Database:
@@ -60,7 +60,7 @@ class Database:
         Raises: Unavailable as `connection` does, and when there are too many long reads already.
         """
         if self._long_reads.locked():
-            raise Unavailable(f"{LONG_READS} exports run already, and that is all this API serves at once.")
+            raise Unavailable(f"{LONG_READS} exports or audits run already, and that is all this API serves at once.")
         async with self._long_reads, self.connection() as connection:
             yield connection
 

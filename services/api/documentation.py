@@ -27,6 +27,7 @@ TAGS = [
     {"name": "schedules", "description": "What is to be measured, and when."},
     {"name": "runs", "description": "Measure now, and who does it."},
     {"name": "live", "description": "What is happening, as it happens."},
+    {"name": "dead letters", "description": "What could not be used, and why."},
     {"name": "widgets", "description": "For dashboards made for speedtest-tracker."},
     {"name": "service", "description": "Health and metrics of this service itself."},
 ]

@@ -131,7 +131,7 @@ class Feed:
         @broker.subscriber(subjects.EVERYTHING, no_reply=True)
         async def passed(message: NatsMessage) -> None:
             kind = message.raw_message.subject.split(".", 2)[1]
-            if kind not in _KINDS:
+            if kind not in _KINDS or not self._listeners:
                 return
             try:
                 event = _KINDS[kind].model_validate_json(message.body)

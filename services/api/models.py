@@ -15,10 +15,13 @@ EXAMPLE: dict[str, Any] = {
     "trigger": "schedule",
     "engine": "speedtest",
     "engine_version": "2.1.3",
+    "fallback_for": None,
     "status": "succeeded",
     "runner": "attic-1",
+    "line": None,
     "attempt": 1,
     "due_at": "2026-10-03T07:24:10.000000Z",
+    "start_at": "2026-10-03T07:24:10.000000Z",
     "started_at": "2026-10-03T07:24:10.012000Z",
     "finished_at": "2026-10-03T07:24:33.401000Z",
     "recorded_at": "2026-10-03T07:24:33.407000Z",
@@ -91,10 +94,16 @@ class ResultView(BaseModel):
     trigger: Trigger
     engine: str
     engine_version: str | None
+    fallback_for: str | None
+    """The engine that failed first, where `engine` measured in its place."""
     status: Status
     runner: str | None
+    line: str | None
+    """The line that was measured; null is the one without a name."""
     attempt: int
     due_at: datetime
+    start_at: datetime
+    """`due_at` with the spread of the site and the jitter of the run."""
     started_at: datetime | None
     finished_at: datetime
     recorded_at: datetime

@@ -83,14 +83,14 @@ def answer(status: int, detail: str, errors: Sequence[tuple[str, str]] = (), hea
 _MEANINGS = {
     404: "There is no such thing; `detail` names it.",
     405: "This path knows no such method; `Allow` lists those it knows.",
-    409: "It is there already, or was changed by somebody else at the same time.",
+    409: "It is there already, was changed by somebody else at the same time, or is not such that this can be done to it.",
     412: "`If-Match` names a revision that is no longer the present one: read it again.",
     413: "The body is over 64 KB.",
     415: "A request that changes something needs `Content-Type: application/json`.",
     421: "The `Host` header is not one of ours: see the setting `REFRESHER_API_HOSTS`.",
     422: "A parameter or a field of the body is wrong; `errors` names each and the reason.",
     500: "A defect in the API; the log has the rest.",
-    503: "Postgres or NATS does not answer, or there are too many clients already: try again after `Retry-After` seconds.",
+    503: "Postgres, NATS or another service does not answer, or there are too many clients already: try again after `Retry-After` seconds.",
 }
 
 

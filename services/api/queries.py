@@ -31,9 +31,11 @@ def _part(name: str, fields: tuple[str, ...]) -> str:
     return f"CASE WHEN num_nonnulls({columns}) > 0 THEN json_build_object({pairs}) END"
 
 
+_START_AT = "coalesce(start_at, due_at)"
 _FIELDS = f"""
   'run_id', run_id, 'site', site, 'schedule', schedule, 'trigger', trigger, 'engine', engine, 'engine_version', engine_version,
-  'status', status, 'runner', runner, 'attempt', attempt, 'due_at', {_moment("due_at")}, 'started_at', {_moment("started_at")},
+  'fallback_for', fallback_for, 'status', status, 'runner', runner, 'line', line, 'attempt', attempt,
+  'due_at', {_moment("due_at")}, 'start_at', {_moment(_START_AT)}, 'started_at', {_moment("started_at")},
   'finished_at', {_moment("finished_at")}, 'recorded_at', {_moment("recorded_at")}, 'download_bps', download_bps,
   'upload_bps', upload_bps, 'latency_s', latency_s, 'jitter_s', jitter_s, 'packet_loss', packet_loss,
   'download_bytes', download_bytes, 'upload_bytes', upload_bytes, 'server', {_part("server", _SERVER)},
@@ -45,15 +47,17 @@ _RESULT = f"json_build_object({_FIELDS})::text"
 _FULL_RESULT = f"json_build_object({_FIELDS}, 'log', log)::text"
 
 FLAT = (
-    *("run_id", "site", "schedule", "trigger", "engine", "engine_version", "status", "runner", "attempt"),
-    *("due_at", "started_at", "finished_at", "recorded_at"),
+    *("run_id", "site", "schedule", "trigger", "engine", "engine_version", "fallback_for", "status", "runner", "line", "attempt"),
+    *("due_at", "start_at", "started_at", "finished_at", "recorded_at"),
     *("download_bps", "upload_bps", "latency_s", "jitter_s", "packet_loss", "download_bytes", "upload_bytes"),
     *(f"server_{name}" for name in _SERVER),
     *(f"client_{name}" for name in _CLIENT),
     *("failure_kind", "failure_message", "details"),
 )
 """The columns of an export as CSV."""
-_FLAT = ", ".join(f"{_moment(column)} AS {column}" if column.endswith("_at") else column for column in FLAT)
+_FLAT = ", ".join(
+    f"{_moment(_START_AT if column == 'start_at' else column)} AS {column}" if column.endswith("_at") else column for column in FLAT
+)
 
 
 _FILTERS = {

@@ -147,7 +147,8 @@ async def runners(bus: TheBus) -> RunnerList:
 async def _tick(bus: Bus, body: ScheduledRun | AdHocRun) -> Tick:
     now = datetime.now(UTC)
     if isinstance(body, AdHocRun):
-        return _manual(now, now + timedelta(seconds=AD_HOC_START_WITHIN_S), site=body.site, engine=body.engine, options=body.options)
+        expires_at = now + timedelta(seconds=AD_HOC_START_WITHIN_S)
+        return _manual(now, expires_at, site=body.site, line=body.line, engine=body.engine, options=body.options)
     schedule, _ = await store.schedule_of(bus, body.schedule)
     if body.site is None and len(schedule.sites) > 1:
         raise refused("site", f"schedule {schedule.name} has several sites, name one: {', '.join(schedule.sites)}")
@@ -155,7 +156,8 @@ async def _tick(bus: Bus, body: ScheduledRun | AdHocRun) -> Tick:
     if site not in schedule.sites:
         raise refused("site", f"no site of schedule {schedule.name}, which has {', '.join(schedule.sites)}")
     expires_at = now + timedelta(seconds=schedule.start_within_s)
-    return _manual(now, expires_at, site=site, engine=schedule.engine, options=schedule.options, schedule=schedule.name)
+    what = {field: getattr(schedule, field) for field in ("engine", "options", "fallback", "line", "labels", "priority")}
+    return _manual(now, expires_at, site=site, schedule=schedule.name, **what)
 
 
 def _manual(due_at: datetime, expires_at: AwareDatetime, **fields: object) -> Tick:

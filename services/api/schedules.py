@@ -2,21 +2,25 @@
 
 import asyncio
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from heapq import merge
+from itertools import islice, repeat
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path
+from fastapi import Query as InQuery
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from services.api import store
-from services.api.bodies import NewSchedule, ScheduleBody
+from services.api import options, store
+from services.api.bodies import SPEC, NewSchedule, ScheduleBody
 from services.api.bus import Bus
+from services.api.parameters import Moment, Query
 from services.api.parts import TheBus
 from services.api.problems import ProblemError, documented
-from shared.due import following
+from shared.due import following, instants, same_everywhere, start_of
 from shared.events import Name
-from shared.schedules import Interval, Schedule, ScheduleSpec
+from shared.schedules import Schedule, ScheduleSpec
 
 router = APIRouter(prefix="/api/v1/schedules", tags=["schedules"])
 
@@ -26,12 +30,7 @@ _ETAG = {"ETag": {"description": "The revision, for `If-Match`.", "schema": {"ty
 _LOCATION = {"Location": {"description": "The path of the schedule.", "schema": {"type": "string"}}}
 
 _EXAMPLE: dict[str, Any] = {
-    "engine": "speedtest",
-    "sites": ["home"],
-    "timing": {"kind": "cron", "expression": "24 * * * *", "zone": "Europe/Berlin"},
-    "enabled": True,
-    "options": {},
-    "start_within_s": 3600,
+    **SPEC,
     "name": "hourly",
     "active_since": "2026-10-01T08:00:00Z",
     "revision": 17,
@@ -47,7 +46,7 @@ class ScheduleView(Schedule):
     revision: int
     """Changes with every change."""
     next_due_at: AwareDatetime | None
-    """The earliest of its sites; null while it is paused."""
+    """The earliest of its sites; null while it is paused, and when none is left."""
 
 
 class InvalidSchedule(BaseModel):
@@ -64,6 +63,37 @@ class ScheduleList(BaseModel):
 
     items: list[ScheduleView]
     invalid: Annotated[list[InvalidSchedule], Field(examples=[[{"name": "broken", "reason": "timing: Field required"}]])]
+
+
+class InstantQuery(Query):
+    """Which instants are wanted."""
+
+    site: Annotated[Name | None, Field(description="Only those of this site.", examples=["home"])] = None
+    since: Annotated[
+        Moment | None, Field(alias="from", description="From this time on; by default from now on.", examples=["2026-10-01T00:00:00Z"])
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=100, description="At most so many.")] = 10
+
+
+class InstantView(BaseModel):
+    """An instant at which a schedule is due at a site."""
+
+    site: str
+    due_at: AwareDatetime
+    start_at: AwareDatetime
+    """`due_at` with the spread of the site and the jitter of the run."""
+
+
+class InstantList(BaseModel):
+    """Instants, the earliest first; fewer than were asked for when no other will ever be due."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"items": [{"site": "home", "due_at": "2026-10-03T07:24:00.000000Z", "start_at": "2026-10-03T07:26:41.204000Z"}]}]
+        }
+    )
+
+    items: list[InstantView]
 
 
 def _documented(created: bool) -> dict[int | str, dict[str, Any]]:
@@ -95,6 +125,7 @@ async def listed(bus: TheBus) -> Response:
 async def create(body: NewSchedule, bus: TheBus) -> Response:
     """Create a schedule; it applies within a second."""
     schedule = store.applied(body.name, body, None)
+    await options.check(bus, body)
     return _answer(schedule, await store.create(bus, schedule), 201)
 
 
@@ -110,6 +141,28 @@ async def one(name: ScheduleName, bus: TheBus) -> Response:
     return _answer(*await store.schedule_of(bus, name))
 
 
+@router.get(
+    "/{name}/instants",
+    summary="Foretell a schedule",
+    operation_id="list_instants",
+    response_model=InstantList,
+    responses=documented(404, 422, 503),
+)
+async def foretold(name: ScheduleName, wanted: Annotated[InstantQuery, InQuery()], bus: TheBus) -> Response:
+    """List the next instants at which a schedule is due, as if it were not paused, with the start of each run: the earliest first."""
+    schedule, _ = await store.schedule_of(bus, name)
+    if wanted.site is not None and wanted.site not in schedule.sites:
+        raise ProblemError(404, f"{wanted.site!r} is no site of schedule {name!r}, which has {', '.join(schedule.sites)}.")
+    sites = (wanted.site,) if wanted.site else tuple(dict.fromkeys(schedule.sites))
+    after = (wanted.since or datetime.now(UTC)) - timedelta(microseconds=1)
+    found = merge(*(zip(instants(schedule, site, after), repeat(site)) for site in sites))
+    items = [
+        {"site": site, "due_at": _moment(due_at), "start_at": _moment(start_of(schedule, site, due_at))}
+        for due_at, site in islice(found, wanted.limit)
+    ]
+    return Response(json.dumps({"items": items}), media_type="application/json")
+
+
 @router.put(
     "/{name}",
     summary="Replace or create a schedule",
@@ -120,16 +173,18 @@ async def one(name: ScheduleName, bus: TheBus) -> Response:
 async def replace(name: ScheduleName, body: ScheduleBody, bus: TheBus, if_match: IfMatch = None) -> Response:
     """Replace what a person decides about a schedule, or create it. What is not in the body gets its default.
 
-    When the timing or the sites change, instants before now are no longer due. With `If-Match` it is replaced only if
-    it is still as you read it.
+    When the sites change, or anything that says when it is due, instants before now are no longer due. With `If-Match` it
+    is replaced only if it is still as you read it.
     """
     stored = await store.find(bus, name)
     _must_match(if_match, stored)
     schedule = store.applied(name, body, stored.schedule if stored else None)
     if stored is None:
+        await options.check(bus, body)
         return _answer(schedule, await store.create(bus, schedule), 201)
     if schedule == stored.schedule:
         return _answer(schedule, stored.revision)
+    await options.check(bus, body)
     return _answer(schedule, await store.replace(bus, schedule, stored.revision))
 
 
@@ -196,6 +251,10 @@ def _must_match(if_match: str | None, stored: store.Stored | None) -> None:
         raise ProblemError(412, f"If-Match names {if_match[:100]}, but " + (f"the revision is {present}." if present else "there is none."))
 
 
+def _moment(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def _answer(schedule: Schedule, revision: int, status: int = 200) -> Response:
     headers = {"ETag": f'"{revision}"', **({"Location": f"/api/v1/schedules/{schedule.name}"} if status == 201 else {})}
     return Response(json.dumps(_view(schedule, revision)), status, headers, "application/json")
@@ -208,8 +267,7 @@ def _view(schedule: Schedule, revision: int) -> dict[str, Any]:
 def _next_due_at(schedule: Schedule) -> str | None:
     if not schedule.enabled:
         return None
-    # a cron expression means the same instant at every site; an interval may be spread
-    sites = schedule.sites if isinstance(schedule.timing, Interval) else schedule.sites[:1]
+    sites = schedule.sites[:1] if same_everywhere(schedule) else schedule.sites
     now = datetime.now(UTC)
-    instants = [instant for site in sites if (instant := following(schedule, site, now))]
-    return min(instants).strftime("%Y-%m-%dT%H:%M:%SZ") if instants else None
+    found = [instant for site in sites if (instant := following(schedule, site, now))]
+    return min(found).strftime("%Y-%m-%dT%H:%M:%SZ") if found else None

@@ -8,9 +8,9 @@ from nats.js.kv import KeyValue
 from pydantic import ValidationError
 
 from services.api.bus import Bus
-from services.api.problems import ProblemError
+from services.api.problems import ProblemError, refused
 from shared import subjects
-from shared.schedules import Schedule, ScheduleSpec
+from shared.schedules import WHEN, Once, Schedule, ScheduleSpec
 
 _WRONG_REVISION = {10071, 10164}
 """The server's codes for a revision that is not the last one."""
@@ -96,13 +96,16 @@ async def delete(bus: Bus, name: str, revision: int) -> None:
 def applied(name: str, spec: ScheduleSpec, before: Schedule | None) -> Schedule:
     """Return the schedule that a spec makes of what was there before.
 
-    It applies from now on when it is new or resumed, or when its timing or sites changed: nothing earlier is due.
+    It applies from now on when it is new or resumed, or when what says when it is due changed: nothing earlier is due.
+    Raises: ProblemError 422 when its only instant has passed.
     """
     now = datetime.now(UTC)
+    if isinstance(spec.timing, Once) and spec.timing.at <= now and (before is None or spec.timing != before.timing):
+        raise refused("timing.at", "is in the past: it would never run")
     fields = {field: getattr(spec, field) for field in ScheduleSpec.model_fields}
     if before is None:
         return Schedule(name=name, active_since=now, **fields)
-    begins = (spec.enabled and not before.enabled) or spec.timing != before.timing or spec.sites != before.sites
+    begins = (spec.enabled and not before.enabled) or any(fields[field] != getattr(before, field) for field in WHEN)
     return Schedule(name=name, active_since=now if begins else before.active_since, **fields)
 
 

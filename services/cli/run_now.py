@@ -34,6 +34,7 @@ def run_now(
     site: Annotated[
         str | None, typer.Option(help="Where. By default home, or the site of the schedule; needed when it has several.")
     ] = None,
+    line: Annotated[str | None, typer.Option(help="Without a schedule: which line of the site, where it has several.")] = None,
     option: EngineOptions = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result, or only ask for the run.")] = True,
     timeout: Annotated[
@@ -53,7 +54,7 @@ def run_now(
       refresher run-now nightly --site office
       refresher run-now --engine noop --option seconds=2 --json
     """
-    body = _body(schedule, engine, site, values.options(option or []))
+    body = _body(schedule, engine, site, line, values.options(option or []))
     api = connect()
     if wait:
         _show(_watch(api, body, timeout or USUAL_TIMEOUT_S), json=json)
@@ -65,11 +66,11 @@ def run_now(
         output.pairs({"run": asked["run_id"], "site": asked["site"], "schedule": asked["schedule"], "engine": asked["engine"]})
 
 
-def _body(schedule: str | None, engine: str | None, site: str | None, options: dict[str, Any]) -> dict[str, Any]:
+def _body(schedule: str | None, engine: str | None, site: str | None, line: str | None, options: dict[str, Any]) -> dict[str, Any]:
     if schedule is None:
-        return {"engine": engine or "speedtest", "site": site or "home", "options": options}
-    if engine is not None or options:
-        raise typer.BadParameter("the schedule says what runs: leave --engine and --option away.", param_hint="'SCHEDULE'")
+        return {"engine": engine or "speedtest", "site": site or "home", "line": line, "options": options}
+    if engine is not None or line is not None or options:
+        raise typer.BadParameter("the schedule says what runs: leave --engine, --line and --option away.", param_hint="'SCHEDULE'")
     return {"schedule": schedule, **({"site": site} if site else {})}
 
 

@@ -7,7 +7,17 @@ from services.cli.api import connect
 from services.cli.options import Json
 from services.cli.output import Column
 
-COLUMNS = (Column("site"), Column("runner"), Column("host"), Column("version"), Column("engines"), Column("busy with"), Column("seen"))
+COLUMNS = (
+    Column("site"),
+    Column("line"),
+    Column("runner"),
+    Column("host"),
+    Column("version"),
+    Column("engines"),
+    Column("labels"),
+    Column("busy with"),
+    Column("seen"),
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +37,15 @@ def runners(*, json: Json = False) -> None:
         return
     rows = [
         [
-            *(each["site"], each["id"], each["host"], each["version"], ", ".join(each["engines"])),
+            *(
+                each["site"],
+                each.get("line") or "-",
+                each["id"],
+                each["host"],
+                each["version"],
+                ", ".join(each["engines"]),
+                ", ".join(each.get("labels", [])),
+            ),
             *(each.get("run_id") or "", output.local_time(each["seen_at"])),
         ]
         for each in items

@@ -59,7 +59,7 @@ def table() -> list[tuple[str, str, str, str]]:
     rows = [
         (
             f"REFRESHER_{name.upper()}",
-            "" if field.default is None else str(field.default),
+            "" if field.default in (None, ()) else str(field.default),
             "all" if len(users[name]) == len(kinds) else ", ".join(users[name]),
             _told(field),
         )

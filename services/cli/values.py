@@ -10,6 +10,9 @@ import typer
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"([0-9]{1,9}[smhdw])+", re.ASCII)
+_WEEK = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_DAYS = rf"(?:{'|'.join(_WEEK)})(?:-(?:{'|'.join(_WEEK)}))?"
+_EXCLUSION = re.compile(rf"(?:(?P<days>{_DAYS}(?:,{_DAYS})*) )?(?P<start>\d\d:\d\d)-(?P<end>\d\d:\d\d)", re.ASCII)
 
 
 def duration_s(text: str) -> int:
@@ -45,6 +48,41 @@ def moment(text: str) -> datetime:
         raise typer.BadParameter(
             f"{text!r} is no moment: write how long ago (7d, 12h) or a date (2026-03-29, 2026-03-29T14:00Z)."
         ) from None
+
+
+def exact_moment(text: str) -> str:
+    """Return a date, or a date and time, as RFC 3339 writes it in UTC; without a zone it is local.
+
+    Raises: typer.BadParameter for anything else.
+    """
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{text!r} is no date: write 2026-12-24, 2026-12-24T14:00 or 2026-12-24T14:00Z.") from None
+
+
+def exclusion(text: str, zone: str | None) -> dict[str, Any]:
+    """Return the times that a text leaves out: `mon-fri 09:00-17:00`, `22:00-06:00` or `2026-12-24/2026-12-27`.
+
+    Raises: typer.BadParameter for anything else.
+    """
+    since, slash, until = text.partition("/")
+    if slash:
+        return {"kind": "period", "from": exact_moment(since.strip()), "to": exact_moment(until.strip())}
+    if not (found := _EXCLUSION.fullmatch(text.strip().lower())):
+        raise typer.BadParameter(
+            f"{text!r} is no time to leave out: write 'mon-fri 09:00-17:00', 'sat,sun 00:00-00:00', '22:00-06:00' "
+            "or a period, 2026-12-24/2026-12-27.",
+            param_hint="'--exclude'",
+        )
+    days = [day for part in (found["days"] or "mon-sun").split(",") for day in _days(*part.split("-"))]
+    return {"kind": "weekly", "days": days, "start": found["start"], "end": found["end"], **({"zone": zone} if zone else {})}
+
+
+def _days(first: str, last: str | None = None) -> list[str]:
+    """Return the days from one to another, past Sunday where they go on."""
+    start = _WEEK.index(first)
+    return [_WEEK[(start + n) % 7] for n in range((_WEEK.index(last or first) - start) % 7 + 1)]
 
 
 def options(pairs: Sequence[str]) -> dict[str, Any]:

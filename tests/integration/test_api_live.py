@@ -216,7 +216,7 @@ async def test_a_listener_does_not_hold_up_the_end(api: Api) -> None:
         api.process.send_signal(signal.SIGTERM)
         assert [event async for event in events] == []
         await asyncio.to_thread(api.process.wait, 10)
-        assert time.monotonic() - before < 5
+        assert time.monotonic() - before < 9, "uvicorn would have waited for ten seconds"
         assert api.process.returncode in {0, -signal.SIGTERM}
 
 
@@ -280,7 +280,7 @@ async def test_waiting_for_a_run_shows_it_to_the_end(api: Api, bus: Client, data
         stored_at = time.monotonic()
         kind, result = await asyncio.wait_for(waiting, 5)
         assert (kind, result["run_id"], result["log"]) == ("result", run["run_id"], "the end")
-        assert time.monotonic() - stored_at < 1
+        assert time.monotonic() - stored_at < 1.9, "it did not wait for the next of its looks, two seconds apart"
         assert [event async for event in events] == []
 
 

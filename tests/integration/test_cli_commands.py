@@ -73,6 +73,72 @@ def test_a_schedule_from_its_making_to_its_end(refresher: Refresher) -> None:
     assert [each["name"] for each in refresher.json("schedules", "list")] == ["nightly"]
 
 
+def test_every_field_of_a_schedule_can_be_said(refresher: Refresher) -> None:
+    """What is typed is what is stored, and `show` tells it."""
+    refresher(
+        *("schedules", "add", "all", "--cron", "30 2 * * *", "--zone", "Europe/Berlin", "--gap", "skip", "--fold", "both"),
+        *("--exclude", "mon-fri 09:00-17:00", "--exclude", "2026-12-24T00:00Z/2026-12-27T00:00Z"),
+        *("--from", "2026-01-01T00:00Z", "--until", "2099-01-01T00:00Z", "--max-runs", "500", "--spread", "5m", "--jitter", "30s"),
+        *("--engine", "noop", "--option", "seconds=1", "--fallback", "speedtest", "--fallback-option", "upload=false"),
+        *("--line", "fibre", "--label", "fast", "--overlap", "skip", "--priority", "7"),
+        *("--catch-up", "all", "--catch-up-within", "6h", "--start-within", "10m"),
+    )
+    (stored,) = refresher.json("schedules", "show", "all")
+    assert {key: value for key, value in stored.items() if key not in {"active_since", "revision", "next_due_at"}} == {
+        "name": "all",
+        "timing": {"kind": "cron", "expression": "30 2 * * *", "zone": "Europe/Berlin", "gap": "skip", "fold": "both"},
+        "exclusions": [
+            {"kind": "weekly", "days": ["mon", "tue", "wed", "thu", "fri"], "start": "09:00", "end": "17:00", "zone": "Europe/Berlin"},
+            {"kind": "period", "from": "2026-12-24T00:00:00Z", "to": "2026-12-27T00:00:00Z"},
+        ],
+        "valid_from": "2026-01-01T00:00:00Z",
+        "valid_until": "2099-01-01T00:00:00Z",
+        "max_runs": 500,
+        "spread_s": 300,
+        "jitter_s": 30,
+        "engine": "noop",
+        "options": {"seconds": 1},
+        "fallback": {"engine": "speedtest", "options": {"upload": False}},
+        "sites": ["home"],
+        "line": "fibre",
+        "labels": ["fast"],
+        "overlap": "skip",
+        "priority": 7,
+        "catch_up": "all",
+        "catch_up_within_s": 21_600,
+        "start_within_s": 600,
+        "enabled": True,
+    }
+    shown = refresher("schedules", "show", "all").stdout
+    for told in ("speedtest upload=False", "fibre", "fast", "mon,tue,wed,thu,fri 09:00-17:00", "500 runs", "all within 6h", "10m", "skip"):
+        assert told in shown
+
+
+def test_other_ways_to_say_when(refresher: Refresher) -> None:
+    """Once, at random, and only when asked to; each says what it is."""
+    once = refresher("schedules", "add", "once", "--at", "2099-01-01T00:00Z").stderr
+    assert "once, " in once
+    assert "next due 2099-01-01T00:00:00Z" in once
+    assert "not due by itself" in refresher("schedules", "add", "manual", "--manual").stderr
+    assert "every 2h on average" in refresher("schedules", "add", "random", "--random", "2h", "--shortest", "30m", "--longest", "4h").stderr
+    past = refresher("schedules", "add", "past", "--at", "2020-01-01T00:00Z", code=1).stderr
+    assert "timing.at: is in the past" in past
+
+
+def test_a_schedule_is_foretold(refresher: Refresher) -> None:
+    """The next instants with their starts, of all sites or of one; where it ends, that is said."""
+    refresher("schedules", "add", "hourly", "--every", "1h", "--phase", "0s", "--site", "home", "--site", "office", "--jitter", "10m")
+    found = refresher.json("schedules", "next", "hourly", "-n", "4")
+    assert [each["site"] for each in found] == ["home", "office", "home", "office"]
+    assert all(each["due_at"] <= each["start_at"] for each in found)
+    assert [each["due_at"][14:] for each in found] == ["00:00.000000Z"] * 4
+    assert len({each["start_at"] for each in found}) == 4
+    assert {each["site"] for each in refresher.json("schedules", "next", "hourly", "--site", "office")} == {"office"}
+    refresher("schedules", "add", "once", "--at", "2099-01-01T00:00Z")
+    assert "After that it is not due again." in refresher("schedules", "next", "once").stderr
+    assert "is no site of schedule" in refresher("schedules", "next", "hourly", "--site", "nowhere", code=1).stderr
+
+
 def test_what_the_api_refuses_is_told_by_field(refresher: Refresher) -> None:
     """The problem document's detail and every field with its reason, on stderr."""
     refused = refresher("schedules", "add", "Bad Name", "--every", "0s", "--engine", "x y", code=1)
@@ -178,7 +244,7 @@ def test_runners_are_listed(refresher: Refresher, start: Start) -> None:
     start("runner")
     (runner,) = refresher.json("runners")
     assert runner["site"] == "home"
-    assert refresher("runners").stdout.splitlines()[1].split("\t")[:2] == ["home", runner["id"]]
+    assert refresher("runners").stdout.splitlines()[1].split("\t")[:3] == ["home", "-", runner["id"]]
 
 
 class Lines:
@@ -248,3 +314,16 @@ def test_another_program_at_that_address_is_told(nats_server: Any) -> None:
     refused = Refresher(REFRESHER_API_URL=f"http://127.0.0.1:{monitor}")("runners", code=1)
     assert f"127.0.0.1:{monitor}" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def test_an_engine_refuses_options_before_they_are_stored(refresher: Refresher, start: Start) -> None:
+    """By its own model, on the runner that will measure; where no runner is there to say, the schedule is stored."""
+    refresher("schedules", "add", "early", "--every", "1h", "--engine", "noop", "--option", "second=1")
+    start("runner")
+    refused = refresher("schedules", "add", "wrong", "--every", "1h", "--engine", "noop", "--option", "second=1", code=1).stderr
+    assert "options.second: Extra inputs are not permitted" in refused
+    again = ("--fallback", "speedtest", "--fallback-option", "server_ids=[-1]")
+    refused = refresher("schedules", "add", "wrong", "--every", "1h", "--engine", "noop", *again, code=1).stderr
+    assert "fallback.options.server_ids.0: Input should be greater than or equal to 1" in refused
+    refresher("schedules", "add", "right", "--every", "1h", "--engine", "noop", "--option", "seconds=1")
+    refresher("schedules", "add", "stranger", "--every", "1h", "--engine", "teleport", "--option", "seconds=1")

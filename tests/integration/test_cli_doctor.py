@@ -8,6 +8,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from services.cli.checks.database import TABLES
 from services.embedded import nats
 from services.embedded.program import Program
 from shared import subjects
@@ -57,7 +58,7 @@ async def test_a_system_that_is_well(refresher: Refresher, bus: Bus, start: Star
     findings = await examine(refresher, code=0)
     assert states(findings, *findings) == {"ok"}
     assert set(findings) == {
-        *("nats", "jetstream", "postgres", "migrations", "table results", "table refresher_migrations", "clocks", "api"),
+        *("nats", "jetstream", "postgres", "migrations", *(f"table {name}" for name in TABLES), "clocks", "api"),
         *("stream TICKS", "stream RESULTS", "stream DEAD", "stream ADVISORIES", "bucket refresher-schedules", "bucket refresher-runners"),
         *("consumer recorder of RESULTS", "consumer recorder of ADVISORIES", "consumer runner-home of TICKS", "dead letters"),
         *("service scheduler", "service runner", "service recorder", "service api", "schedules", "site home"),

@@ -59,4 +59,4 @@ def test_a_signal_ends_it_in_order(sign: signal.Signals, code: int) -> None:
     ended, shown = _screen("probe", "noop", "--option", "seconds=60", sign=sign)
     assert ended == code
     assert "Traceback" not in shown
-    assert time.monotonic() - before < 15
+    assert time.monotonic() - before < 45

@@ -79,3 +79,30 @@ def test_a_broken_option_is_named(pairs: list[str], message: str) -> None:
     """What was clearly meant as JSON is not sent as text; nothing is dropped in silence."""
     with pytest.raises(typer.BadParameter, match=message):
         values.options(pairs)
+
+
+@pytest.mark.parametrize(
+    ("text", "days"),
+    [
+        ("09:00-17:00", ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]),
+        ("mon-fri 09:00-17:00", ["mon", "tue", "wed", "thu", "fri"]),
+        ("Sat-Mon,wed 09:00-17:00", ["sat", "sun", "mon", "wed"]),
+    ],
+)
+def test_times_of_the_week_that_are_left_out(text: str, days: list[str]) -> None:
+    """Days are a list with ranges, which may go past Sunday; without any it is every day."""
+    assert values.exclusion(text, None) == {"kind": "weekly", "days": days, "start": "09:00", "end": "17:00"}
+    assert values.exclusion(text, "Europe/Berlin")["zone"] == "Europe/Berlin"
+
+
+def test_a_period_that_is_left_out() -> None:
+    """Two dates, as ISO 8601 writes an interval."""
+    found = values.exclusion("2026-12-24T00:00Z/2026-12-27T12:00+01:00", None)
+    assert found == {"kind": "period", "from": "2026-12-24T00:00:00+00:00", "to": "2026-12-27T11:00:00+00:00"}
+
+
+@pytest.mark.parametrize("text", ["", "mon", "mon-fri", "9:00-17:00", "mon- 09:00-10:00", "xyz 09:00-10:00", "2026-12-24/", "/2026-12-24"])
+def test_anything_else_leaves_nothing_out(text: str) -> None:
+    """The message shows how to write one."""
+    with pytest.raises(typer.BadParameter, match="write"):
+        values.exclusion(text, None)

@@ -1,19 +1,19 @@
 """The bus: NATS reachable, JetStream on, every stream, bucket and durable consumer there with the settings it needs."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import nats
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 from services.cli import target
 from services.cli.checks import Finding, without_password
 from shared import subjects
 from shared.connect import NATS_AWAY, nats_login, nats_servers, unreachable
-from shared.errors import Unavailable
+from shared.errors import RefresherError, Unavailable
 from shared.provision import CONSUMERS, STREAMS, differing
 
 RESTART = "restart the scheduler: it creates what is missing and corrects what differs when it starts"
@@ -45,6 +45,20 @@ async def connection() -> AsyncIterator[Client]:
         yield client
     finally:
         await client.close()
+
+
+@contextmanager
+def reached(url: str) -> Iterator[None]:
+    """Say which server it was that refused, or did not answer.
+
+    Raises: RefresherError, Unavailable.
+    """
+    try:
+        yield
+    except APIError as error:
+        raise RefresherError(f"NATS at {url.rsplit('@', 1)[-1]} refuses: {error.description}") from None
+    except NATS_AWAY as error:
+        raise unreachable("NATS", url, error) from None
 
 
 async def check(client: Client) -> AsyncIterator[Finding]:
@@ -101,5 +115,5 @@ async def _dead_letters(js: JetStreamContext) -> Finding:
     except NotFoundError:
         return Finding("dead letters", "warning", "cannot be counted without their stream", RESTART)
     if count:
-        return Finding("dead letters", "warning", f"{count:,} messages could not be used", f"read them: nats stream view {subjects.DEAD}")
+        return Finding("dead letters", "warning", f"{count:,} messages could not be used", "read them: refresher dead list")
     return Finding("dead letters", "ok", "none")

@@ -12,7 +12,7 @@ from shared.migrate import pending
 if TYPE_CHECKING:
     import asyncpg
 
-TABLES = ("results", "refresher_migrations")
+TABLES = ("results", "schedule_versions", "asked_runs", "open_runs", "ledger_state", "refresher_migrations")
 TOLERANCE_S = 2.0
 
 

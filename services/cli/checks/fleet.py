@@ -37,9 +37,10 @@ async def check(client: Client) -> AsyncIterator[Finding]:
         yield Finding("schedules", "ok", f"{len(active)} active, {len(schedules) - len(active)} paused")
     runners, _ = await _values(client, subjects.RUNNERS, Runner)
     js = client.jetstream(timeout=5)
-    for site in sorted({site for schedule in active for site in schedule.sites}):
-        yield _site(site, [schedule for schedule in active if site in schedule.sites], list(runners.values()))
-        yield await bus.check_consumer(js, subjects.TICKS, provision.runner_consumer(site))
+    for site, line in sorted({(site, schedule.line or "") for schedule in active for site in schedule.sites}):
+        here = [runner for runner in runners.values() if (runner.site, runner.line or "") == (site, line)]
+        yield _line(site, line, [each for each in active if site in each.sites and (each.line or "") == line], here)
+        yield await bus.check_consumer(js, subjects.TICKS, provision.runner_consumer(site, line or None))
 
 
 async def _answering(client: Client) -> list[str]:
@@ -63,16 +64,21 @@ def _service(service: str, count: int) -> Finding:
     return Finding(f"service {service}", "ok", f"{count} running" if count > 1 else "running")
 
 
-def _site(site: str, schedules: list[Schedule], runners: list[Runner]) -> Finding:
-    here = [runner for runner in runners if runner.site == site]
-    name = f"site {site}"
-    if not here:
-        return Finding(name, "failed", "no runner is there", f"start one: REFRESHER_SITE={site} refresher run runner")
-    installed = {engine for runner in here for engine in runner.engines}
-    if missing := sorted({schedule.engine for schedule in schedules} - installed):
+def _line(site: str, line: str, schedules: list[Schedule], runners: list[Runner]) -> Finding:
+    """Return what is to be said of the runners of a line, and of the schedules that measure it."""
+    name, where = (f"site {site}, line {line}", f"REFRESHER_LINE={line} ") if line else (f"site {site}", "")
+    if not runners:
+        return Finding(name, "failed", "no runner is there", f"start one: REFRESHER_SITE={site} {where}refresher run runner")
+    installed = {engine for runner in runners for engine in runner.engines}
+    wanted = {engine for each in schedules for engine in (each.engine, each.fallback and each.fallback.engine) if engine}
+    if missing := sorted(wanted - installed):
         advice = "install them where the runner runs, or change the schedules"
         return Finding(name, "failed", f"its runner lacks engines that schedules use: {', '.join(missing)}", advice)
-    return Finding(name, "ok", f"{len(here)} runner{'s' if len(here) > 1 else ''} there")
+    given = {label for runner in runners for label in runner.labels}
+    if missing := sorted({label for each in schedules for label in each.labels} - given):
+        advice = f"set REFRESHER_LABELS={','.join(sorted(given | set(missing)))} for it, or change the schedules"
+        return Finding(name, "failed", f"its runner lacks labels that schedules want: {', '.join(missing)}", advice)
+    return Finding(name, "ok", f"{len(runners)} runner{'s' if len(runners) > 1 else ''} there")
 
 
 async def _values(client: Client, bucket: str, model: type[Model]) -> tuple[dict[str, Model], dict[str, str]]:
