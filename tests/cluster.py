@@ -1,46 +1,33 @@
-"""Three real NATS servers that form one JetStream cluster on loopback."""
+"""Three real NATS servers that form one JetStream cluster on loopback, configured as `make cluster` does it."""
 
 import contextlib
 import json
-import socket
 import subprocess
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-from services.embedded import nats
-from services.embedded.program import Program
+from services.embedded import cluster
+from services.embedded.nats import Nats
+from services.embedded.program import remembered_port
+from tests import ports
 from tests.servers import start, stop, wait_for_port
 
 
 class Member:
     """One server of the cluster, which a test may kill and start again on the same store and ports."""
 
-    def __init__(self, name: str, directory: Path, ports: list[int]) -> None:
-        self.name = name
-        self.port, self.route, self.monitor = ports
+    def __init__(self, data: Path, server: Nats) -> None:
+        self.name, self.url = server.program.name, server.url
         self.process: subprocess.Popen[bytes] | None = None
-        self.url = f"nats://127.0.0.1:{self.port}"
-        self._directory = directory / name
-        self._directory.mkdir()
-        self._program = Program(
-            name, (nats.binary(), "--config", str(self._directory / "nats.conf")), log=directory / "logs" / f"{name}.log"
-        )
-
-    def configure(self, routes: list[int]) -> None:
-        """Write its configuration: what is acknowledged is on its disk, as in earnest."""
-        (self._directory / "nats.conf").write_text(
-            f'listen: "127.0.0.1:{self.port}"\nhttp: "127.0.0.1:{self.monitor}"\nserver_name: "{self.name}"\n'
-            f"jetstream {{ store_dir: {json.dumps(str(self._directory / 'store'))}, sync_interval: always }}\n"
-            f'cluster {{ name: "test", listen: "127.0.0.1:{self.route}", no_advertise: true, '
-            f"routes: {json.dumps([f'nats-route://127.0.0.1:{port}' for port in routes])} }}\n"
-        )
+        self.monitor = remembered_port(data, f"{self.name}-monitor")
+        self._program = server.program
 
     def start(self) -> None:
         """Start it (again) and wait until it takes connections."""
         self.process = start(self._program)
-        wait_for_port(self.port)
+        wait_for_port(int(self._program.port or 0))
 
     def kill(self) -> None:
         """End it as a power cut would."""
@@ -63,11 +50,10 @@ class Cluster:
     """Three servers; `url` names all of them, as the setting of a service does."""
 
     def __init__(self, directory: Path) -> None:
-        ports = _free_ports(9)
-        self.members = [Member(f"n{number}", directory, ports[3 * number : 3 * number + 3]) for number in range(3)]
+        names = [f"{name}{part}" for name in cluster.SERVERS for part in ("", "-route", "-monitor")]
+        (directory / "ports.json").write_text(json.dumps(ports.taken(*names)))
+        self.members = [Member(directory, server) for server in cluster.servers(directory)]
         self.url = ",".join(member.url for member in self.members)
-        for member in self.members:
-            member.configure([each.route for each in self.members])
 
     def start(self) -> None:
         """Start all."""
@@ -92,9 +78,3 @@ class Cluster:
         """Stop all."""
         for member in self.members:
             member.stop()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that are free and all different: asked for one after the other, one may come twice."""
-    with contextlib.ExitStack() as held:
-        return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]

@@ -68,7 +68,13 @@ def scheduled(api_url: str) -> list[str]:
     lines = []
     for schedule in request(f"{api_url}/api/v1/schedules")["items"]:
         timing = schedule["timing"]
-        when = f"every {timing['every_s']} s" if timing["kind"] == "interval" else f"at {timing['expression']} ({timing['zone']})"
-        following = f", next at {schedule['next_due_at']}" if schedule["next_due_at"] else ", paused"
+        told = {
+            "interval": "every {every_s} s",
+            "cron": "at {expression} ({zone})",
+            "random": "every {mean_s} s on average",
+            "once": "at {at}",
+        }
+        when = told.get(timing["kind"], "when asked to").format(**timing)
+        following = f", next at {schedule['next_due_at']}" if schedule["next_due_at"] else "" if schedule["enabled"] else ", paused"
         lines.append(f"{schedule['name']}: {schedule['engine']} at {', '.join(schedule['sites'])} {when}{following}")
     return lines

@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from services.embedded import first_run
@@ -23,12 +24,16 @@ NEW_LINE = "\n             "
 """To the next line of a list in the summary."""
 
 
-def main(data_dir: Path | None = None, api_port: int | None = None) -> int:
+Assemble = Callable[[Path, int | None], System]
+"""Prepares the programs of a system in a data directory, with the API on a port if one was asked for."""
+
+
+def main(data_dir: Path | None = None, api_port: int | None = None, assemble: Assemble = assemble) -> int:
     """Run a whole system until SIGINT or SIGTERM and return the exit code."""
     data = data_dir.expanduser().resolve() if data_dir else data_directory()
     try:
         with _alone(data):
-            return asyncio.run(_Supervisor(data, api_port).run())
+            return asyncio.run(_Supervisor(data, partial(assemble, data, api_port)).run())
     except RefresherError as error:
         sys.stderr.write(f"refresher: {error}\n")
         return 1
@@ -75,8 +80,8 @@ def say(line: str) -> None:
 
 
 class _Supervisor:
-    def __init__(self, data: Path, api_port: int | None) -> None:
-        self._data, self._api_port = data, api_port
+    def __init__(self, data: Path, assemble: Callable[[], System]) -> None:
+        self._data, self._assemble = data, assemble
         self._children: list[Child] = []
         self._stop = asyncio.Event()
         self._exit_code = 0
@@ -86,7 +91,7 @@ class _Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._told_to_stop)
         started = time.monotonic()
-        system = await asyncio.to_thread(assemble, self._data, self._api_port)
+        system = await asyncio.to_thread(self._assemble)
         stopping = asyncio.create_task(self._stop.wait())
         starting = asyncio.create_task(self._start(system))
         telling: asyncio.Task[None] | None = None
