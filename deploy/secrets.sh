@@ -1,20 +1,24 @@
 #!/bin/sh
-# Make the passwords and certificates of a Refresher system, once: what is there is never changed.
+# Make the passwords and certificates of a Refresher system, once: what is there is never changed. `docker compose up` runs
+# it by itself (deploy/prepare.sh); for the rest put its words after `docker compose -f deploy/compose.yml run --rm prepare`,
+# or run it on a machine with openssl:
 #
 #   sh deploy/secrets.sh                 everything that `docker compose up` needs
 #   sh deploy/secrets.sh runner office   besides, a user of the bus for the runners at the site `office`
-#   sh deploy/secrets.sh name HOST       besides, let the server's certificate hold for HOST as well, a name or an address
-#                                        under which runners elsewhere reach this machine
+#   sh deploy/secrets.sh runner office+fibre   the same for the line `fibre` of that site, where it has several
+#   sh deploy/secrets.sh leaf office     a user for the server of a site that has one of its own
+#   sh deploy/secrets.sh forget office   take these users away again
+#   sh deploy/secrets.sh name HOST       let the server's certificate hold for HOST as well, a name or an address under which
+#                                        runners elsewhere reach this machine
 #
-# After `runner` and `name`, NATS takes up the change with: docker compose -f deploy/compose.yml kill -s HUP nats
+# After each of the last five, NATS takes up the change with: docker compose -f deploy/compose.yml kill -s HUP nats
 #
 # REFRESHER_SECRETS_DIR is where they go, by default `secrets` beside this script. REFRESHER_SITE is the site of the runner on
-# this machine, by default `home`. It needs sh and the usual small programs; openssl comes from a container of the image
-# REFRESHER_IMAGE, by default `refresher`, where this machine has none.
+# this machine, by default `home`.
 #
-# Why the files can be read by all: compose mounts them as they are into containers that run as other users, and does not
-# change owner or mode. On this machine the directory keeps others out: only its owner may enter. The authority's own key
-# is mounted nowhere, and its owner's alone.
+# At the top of that directory is everything; each of its directories holds what one container may see, and is all that is
+# mounted there. Why the files can be read by all: they are mounted as they are into containers that run as other users. On
+# this machine the directory keeps others out: only its owner may enter. The authority's own key is handed to nobody.
 set -eu
 umask 022
 
@@ -38,17 +42,19 @@ remember() { # a line in a list, once
   grep -qxF -e "$1" "$2" || echo "$1" >>"$2"
 }
 
-# Into the same file, not over it: a container that has it mounted would go on with the old one.
-replace() {
-  cat "$1.new" >"$1"
-  rm "$1.new"
+hand() { # DIRECTORY FILE…, a file perhaps under another name: NAME=FILE
+  mkdir -p "$1"
+  for each in $(shift && echo "$@"); do
+    cp "${each#*=}" "$1/.new"
+    mv "$1/.new" "$1/${each%%=*}"
+  done
 }
 
 accounts() {
   echo "# Made by deploy/secrets.sh from deploy/nats/accounts.conf.in: change that one."
   awk '
     function told(text,  name, secret) {
-      while (match(text, /@password [a-z0-9_-]+@/)) {
+      while (match(text, /@password [a-z0-9_+-]+@/)) {
         name = substr(text, RSTART + 10, RLENGTH - 11)
         getline secret <name
         close(name)
@@ -56,42 +62,36 @@ accounts() {
       }
       return text
     }
-    BEGIN { while ((getline site <"sites") > 0) sites[++number] = site }
-    /^ *(#|$)/ { next }
-    /^ *@each site$/ { each = 1; body = ""; next }
-    /^ *@end$/ {
-      for (i = 1; i <= number; i++) {
+    function repeated(list, word,  line, text, all) {
+      while ((getline line <list) > 0) {
         text = body
-        gsub(/@site@/, sites[i], text)
-        printf "%s", told(text)
+        gsub("@" word "@", line, text)
+        gsub(/@site@/, substr(line, 1, index(line "+", "+") - 1), text)
+        all = all told(text)
       }
-      each = 0
+      close(list)
+      return all
+    }
+    /^ *(#|$)/ { next }
+    /^ *@each (line|leaf)$/ { each = $2; body = ""; next }
+    /^ *@end$/ {
+      printf "%s", each == "line" ? repeated("sites", "line") : repeated("leaves", "leaf")
+      each = ""
       next
     }
-    each { body = body $0 "\n"; next }
+    each != "" { body = body $0 "\n"; next }
     { print told($0) }
   ' "$here/nats/accounts.conf.in"
 }
 
-certificates() {
-  if command -v openssl >/dev/null; then
-    sh "$here/certificates.sh"
-    return
-  fi
-  command -v docker >/dev/null || fail "neither openssl nor docker is here: install one of them"
-  # By tar there and back, not by a mount: it works whoever runs the engine, and wherever it is.
-  find . -name 'ca.*' -o -name 'nats-server.*' | tar cf - -T - -C "$here" certificates.sh |
-    docker run --rm --interactive --pull never --network none --entrypoint sh "${REFRESHER_IMAGE:-refresher}" -c \
-      'mkdir /tmp/secrets && cd /tmp/secrets && tar xof - && sh certificates.sh >&2 && tar cf - ca.* nats-server.*' |
-    tar xof - || fail "openssl did not run in the image ${REFRESHER_IMAGE:-refresher}: build it first, or install openssl"
-}
-
-site() {
-  case $1 in
-  '' | [_-]* | *[_-] | *[!a-z0-9_-]*) ;;
-  *) [ ${#1} -gt 63 ] || return 0 ;;
-  esac
-  fail "$1 is no name of a site: those are lower case letters, digits, - and _, at most 63"
+site() { # or a line of one: office+fibre
+  for each in "${1%%+*}" "${1#*+}"; do
+    case $each in
+    '' | [_-]* | *[_-] | *[!a-z0-9_-]*) ;;
+    *) [ ${#each} -gt 63 ] || continue ;;
+    esac
+    fail "$1 is no name of a site, or of a site and a line (office+fibre): those are lower case letters, digits, - and _, at most 63"
+  done
 }
 
 sites=${REFRESHER_SITE:-home}
@@ -103,15 +103,27 @@ runner:2)
   site "$2"
   sites="$sites $2"
   ;;
+leaf:2)
+  site "$2"
+  case $2 in *+*) fail "a site has one server for all of its lines: name the site" ;; esac
+  leaf=$2
+  ;;
+forget:2)
+  site "$2"
+  [ "$2" != "$sites" ] || fail "$2 is the site of this machine: set REFRESHER_SITE to another one first"
+  grep -qxsF -e "$2" "$directory/sites" "$directory/leaves" >/dev/null || fail "there is no site $2: $directory/sites has those that there are"
+  forgotten=$2
+  ;;
 name:2)
   case $2 in '' | *[!A-Za-z0-9.:-]*) fail "$2 is neither the name of a host nor an address" ;; esac
   names="$names $2"
   ;;
-*) fail "it is used as: secrets.sh [runner SITE | name HOST]" ;;
+*) fail "it is used as: secrets.sh [runner SITE | leaf SITE | forget SITE | name HOST]" ;;
 esac
 
 mkdir -p "$directory"
-chmod 0700 "$directory"
+chmod 0700 "$directory" 2>/dev/null && [ -w "$directory" ] ||
+  fail "$directory belongs to somebody else: run it as they, or by docker compose -f deploy/compose.yml run --rm prepare"
 cd "$directory"
 
 for user in scheduler recorder api admin; do password "nats-$user"; done
@@ -119,12 +131,40 @@ for each in $sites; do
   password "nats-runner-$each"
   remember "$each" sites
 done
-for role in postgres refresher refresher_recorder refresher_api refresher_grafana refresher_exporter; do password "database-$role"; done
+touch leaves
+if [ -n "${leaf:-}" ]; then
+  password "nats-leaf-$leaf"
+  remember "$leaf" leaves
+fi
+roles="postgres refresher refresher_recorder refresher_api refresher_grafana refresher_exporter"
+for role in $roles; do password "database-$role"; done
 password grafana-admin
+if [ -n "${forgotten:-}" ]; then
+  grep -vxF -e "$forgotten" sites >sites.new || true
+  mv sites.new sites
+  grep -vxF -e "$forgotten" leaves >leaves.new || true
+  mv leaves.new leaves
+  rm -rf "nats-runner-$forgotten" "runner-$forgotten" "nats-leaf-$forgotten" "leaf-$forgotten"
+fi
 
 for each in $names; do remember "$each" nats-server.names; done
-certificates
-[ ! -e nats-server.crt.new ] || replace nats-server.crt
+command -v openssl >/dev/null || fail "openssl is not here: install it, or run it by docker compose -f deploy/compose.yml run --rm prepare"
+sh "$here/certificates.sh"
+[ ! -e nats-server.crt.new ] || mv nats-server.crt.new nats-server.crt
 
 accounts >nats-accounts.conf.new
-replace nats-accounts.conf
+mv nats-accounts.conf.new nats-accounts.conf
+
+# Who sees what: a directory for each container.
+hand nats nats-accounts.conf nats-server.crt nats-server.key
+hand postgres $(for role in $roles; do echo "database-$role"; done)
+hand migrate database-refresher
+hand scheduler ca.crt nats-scheduler
+while read -r each; do hand "runner-$each" ca.crt "nats-runner=nats-runner-$each"; done <sites
+while read -r each; do hand "leaf-$each" ca.crt "nats-leaf=nats-leaf-$each"; done <leaves
+hand recorder ca.crt nats-recorder database-refresher_recorder
+hand api ca.crt nats-api database-refresher_api
+hand tools ca.crt nats-admin database-refresher
+hand grafana grafana-admin database-refresher_grafana
+hand postgres-exporter database-refresher_exporter
+mkdir -p alertmanager # for what its receivers ask for: see alertmanager/alertmanager.example.yml

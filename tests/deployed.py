@@ -2,15 +2,18 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import ssl
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import nats
+import yaml
 from nats.aio.client import Client
 
 from services.embedded.nats import binary
@@ -37,21 +40,22 @@ def make_secrets(directory: Path, *words: str) -> "subprocess.CompletedProcess[s
 
 
 class Bus:
-    """A nats-server with the shipped nats.conf: only its paths and ports are others. Its sites are home and office."""
+    """A nats-server with the shipped nats.conf: only its paths and ports are others. Its sites are home and office, with a line lte."""
 
     def __init__(self, root: Path) -> None:
         # as in the container: /etc/nats/nats.conf, /run/secrets, /data
         self.secrets = root / "run" / "secrets"
-        for words in ((), ("runner", "office")):
+        for words in ((), ("runner", "office"), ("runner", "office+lte")):
             made = make_secrets(self.secrets, *words)
             assert made.returncode == 0, made.stderr
-        port = ports.take()
+        port, self.leaves, self.monitor = ports.take(), ports.take(), ports.take()
         self.configuration = root / "etc" / "nats" / "nats.conf"
         self.configuration.parent.mkdir(parents=True)
         text = (DEPLOY / "nats" / "nats.conf").read_text()
         for shipped, here in {
             '"0.0.0.0:4222"': f'"127.0.0.1:{port}"',
-            '"0.0.0.0:8222"': f'"127.0.0.1:{ports.take()}"',
+            '"0.0.0.0:8222"': f'"127.0.0.1:{self.monitor}"',
+            '"0.0.0.0:7422"': f'"127.0.0.1:{self.leaves}"',
             '"/run/secrets/': f'"{self.secrets}/',
             '"/data"': f'"{root}/data"',
         }.items():
@@ -64,8 +68,16 @@ class Bus:
         wait_for_port(port)
 
     def reload(self) -> None:
-        """Let the server take up a change of users or certificate."""
+        """Let the server take up a change of users or certificate, and wait until it has: meanwhile it ends connections."""
+        before = self._reloads()
         self.process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 20
+        while self._reloads() == before:
+            assert time.monotonic() < end, "the server has not read its configuration again"
+            time.sleep(0.02)
+
+    def _reloads(self) -> int:
+        return self.log.read_bytes().count(b"Reloaded server configuration")
 
     def stop(self) -> None:
         """Stop it."""
@@ -82,6 +94,18 @@ class Bus:
             "REFRESHER_NATS_PASSWORD_FILE": str(self.secrets / f"nats-{user}"),
             "REFRESHER_NATS_CA_FILE": str(self.secrets / "ca.crt"),
         }
+
+    def remote(self, site: str) -> dict[str, str]:
+        """Return the settings that deploy/compose.runner.yml gives to the runner of another site, with its own credential."""
+        service = yaml.safe_load((DEPLOY / "compose.runner.yml").read_text())["services"]["runner"]
+        (mount,) = service["volumes"]
+        assert mount["target"] == "/run/secrets"
+        given = {"REFRESHER_SITE": site, "REFRESHER_NATS_URL": self.url.replace("nats://", "tls://")}
+        settings = {
+            name: re.sub(r"\$\{(\w+)[^}]*\}", lambda found: given.get(found[1], ""), value)
+            for name, value in service["environment"].items()
+        }
+        return {name: value.replace("/run/secrets", str(self.secrets / f"runner-{site}")) for name, value in settings.items()}
 
     async def connect(self, user: str, **options: Any) -> Client:
         """Connect as a user; the options go before those that this user should have."""

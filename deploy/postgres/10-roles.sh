@@ -4,12 +4,12 @@
 # (PGHOST, PGUSER, PGPASSWORD, PGDATABASE) and REFRESHER_SECRETS_DIR.
 #
 #   refresher            owns the database and changes its schema (`refresher migrate`); no superuser
-#   refresher_recorder   inserts results
+#   refresher_recorder   inserts results, and keeps the ledger
 #   refresher_api        reads
 #   refresher_grafana    reads
 #   refresher_exporter   reads the server's statistics
 #
-# What they may do with tables is in shared/migrations/0002_roles.sql: the owner grants it.
+# What they may do with tables is in shared/migrations/0004_ledger.sql: the owner grants it.
 set -euo pipefail
 export SECRETS=${REFRESHER_SECRETS_DIR:-/run/secrets}
 export PGUSER=${POSTGRES_USER:-${PGUSER:-postgres}} PGDATABASE=${POSTGRES_DB:-${PGDATABASE:-refresher}}

@@ -1,6 +1,7 @@
 """The four services with the users, roles and configuration that are shipped, end to end."""
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -9,9 +10,12 @@ import httpx
 import pytest
 
 from shared import subjects
+from shared.provision import PIN_GROUP
+from shared.pull import Pull
 from tests.commands import Refresher
 from tests.deployed import Bus, Database
 from tests.integration.conftest import until
+from tests.servers import port_of
 from tests.services import ServiceProcess
 
 Start = Callable[..., ServiceProcess]
@@ -65,10 +69,11 @@ async def test_each_service_works_with_its_own_user(bus: Bus, database: Database
 
     Everything that a service ever asks the servers for is asked here: nothing is refused.
     """
-    recorder = start("recorder", "recorder", **database.settings("refresher_recorder"))
+    soon = {"REFRESHER_RECORDER_SETTLE_EVERY_S": "1", "REFRESHER_RECORDER_SETTLE_AFTER_S": "2"}
+    recorder = start("recorder", "recorder", **database.settings("refresher_recorder"), **soon)
     api = start("api", "api", **database.settings("refresher_api"))
     start("runner", "runner-home")
-    office = start("runner", "runner-office", REFRESHER_SITE="office")
+    office = start("runner", "runner-office", **bus.remote("office"))
 
     async def waiting() -> bool:
         return all('"action": "waiting"' in service.log.read_text() for service in (recorder, api, office))
@@ -88,6 +93,8 @@ async def test_each_service_works_with_its_own_user(bus: Bus, database: Database
     every = {"name": "often", "engine": "noop", "sites": ["home", "office"], "timing": {"kind": "interval", "every_s": 5}}
     http = httpx.AsyncClient(base_url=f"{api.url}/api/v1", timeout=10)
     assert (await http.post("/schedules", json=every)).status_code == 201
+    refused = await http.post("/schedules", json={**every, "name": "wrong", "options": {"second": 1}})
+    assert [error["field"] for error in refused.json()["errors"]] == ["options.second"], "the runner was asked"
     for site in ("home", "office"):
         told = await asyncio.to_thread(run_now, api, site)
         assert "event: progress" in told
@@ -99,6 +106,11 @@ async def test_each_service_works_with_its_own_user(bus: Bus, database: Database
         return bool(await owner.fetchval(sql) == 2)
 
     await until(scheduled, 30)
+    nowhere = {**every, "name": "nowhere", "sites": ["attic"], "start_within_s": 1}
+    assert (await http.post("/schedules", json=nowhere)).status_code == 201
+    missed = "SELECT true FROM results WHERE site = 'attic' AND status = 'missed' AND failure_kind = 'no_runner'"
+    await until(lambda: owner.fetchval(missed), 30)
+    assert (await http.delete("/schedules/nowhere")).status_code == 204
     await owner.close()
     assert {each["site"] for each in (await http.get("/runners")).json()["items"]} == {"home", "office"}
     assert (await http.post("/schedules/often/pause")).status_code == 200
@@ -107,9 +119,42 @@ async def test_each_service_works_with_its_own_user(bus: Bus, database: Database
     assert scheduler.metric('refresher_ticks_total{outcome="new",trigger="schedule"}') >= 2
     await http.aclose()
     people = Refresher(REFRESHER_API_URL=api.url, REFRESHER_NATS_URL=bus.url, **bus.login("admin"), **database.settings("refresher"))
+    audit = await asyncio.to_thread(people.json, "audit")
+    assert audit[0]["due"] >= 5
     doctor = await asyncio.to_thread(people, "doctor")
     assert "failed" not in doctor.stdout
     assert re.search(r"service runner\s+2 running", doctor.stdout)
+
+
+async def test_a_handshake_that_fails_is_tried_again(bus: Bus, start: Start) -> None:
+    """A line that breaks off while TLS begins, as under a bus that starts again, is no reason to wait for ever."""
+    attempts = 0
+    pipes: set[asyncio.Task[None]] = set()
+
+    async def pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await source.read(65536):
+                sink.write(data)
+        sink.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts <= 2:
+            await reader.read(1)
+            writer.close()
+            return
+        there = await asyncio.open_connection("127.0.0.1", port_of(bus.url))
+        pipes.update({asyncio.create_task(pipe(reader, there[1])), asyncio.create_task(pipe(there[0], writer))})
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as proxy:
+        address = f"tls://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        scheduler = start("scheduler", "scheduler", REFRESHER_NATS_URL=address)
+        await asyncio.to_thread(scheduler.wait_until_ready)
+        assert f'"what": "NATS at {address}"' in scheduler.log.read_text()
+        await asyncio.to_thread(scheduler.stop)
+        await asyncio.wait(pipes)
+    assert attempts >= 3
 
 
 async def test_the_ways_that_are_seldom_taken(bus: Bus, database: Database, start: Start) -> None:
@@ -128,18 +173,20 @@ async def test_the_ways_that_are_seldom_taken(bus: Bus, database: Database, star
     await until(lambda: dead(1))
     await js.publish("refresher.result.home.garbage", b"no result")
     await until(lambda: dead(2))
+    await looked_after(start("api", "api", **database.settings("refresher_api")).wait_until_ready())
+    await until(lambda: dead(1))
     runner.stop()
     tick = (
         '{"run_id": "00000000-0000-4000-8000-000000000001", "site": "home", "trigger": "manual", "engine": "noop",'
         ' "due_at": "2026-01-01T00:00:00Z", "published_at": "2026-01-01T00:00:00Z", "expires_at": "2036-01-01T00:00:00Z"}'
     )
     await js.publish("refresher.tick.home.manual.run.1", tick.encode())
-    subscription = await js.pull_subscribe_bind("runner-home", subjects.TICKS)
-    for _ in range(5):
-        (message,) = await subscription.fetch(1, timeout=10)
-        await message.nak()
-    with pytest.raises(TimeoutError):
-        await subscription.fetch(1, timeout=0.5)  # the server notices when somebody asks for more
+    async with Pull(admin, js, subjects.TICKS, "runner-home", batch=1, group=PIN_GROUP) as pull:
+        for _ in range(5):
+            (message,) = await asyncio.wait_for(pull.next(), 10)
+            await message.nak()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(pull.next(), 0.5)  # the server notices when somebody asks for more
     owner = await database.connect("refresher")
 
     async def abandoned() -> bool:
@@ -148,3 +195,19 @@ async def test_the_ways_that_are_seldom_taken(bus: Bus, database: Database, star
     await until(abandoned)
     await owner.close()
     await admin.close()
+
+
+async def looked_after(api: ServiceProcess) -> None:
+    """Look at the dead letters, publish that of the recorder again, and drop that as well when it is back."""
+    async with httpx.AsyncClient(base_url=f"{api.url}/api/v1", timeout=10) as http:
+        tick, result = (await http.get("/dead")).json()["items"]
+        assert (tick["stream"], result["subject"]) == ("TICKS", "refresher.result.home.garbage")
+        assert (await http.get(f"/dead/{tick['sequence']}")).json()["content"] == "no tick"
+        assert (await http.post(f"/dead/{tick['sequence']}/redrive")).status_code == 409
+        assert (await http.post(f"/dead/{result['sequence']}/redrive")).status_code == 200
+
+        async def back() -> int | None:
+            items = (await http.get("/dead", params={"after": result["sequence"]})).json()["items"]
+            return items[0]["sequence"] if items else None
+
+        assert (await http.delete(f"/dead/{await until(back)}")).status_code == 204

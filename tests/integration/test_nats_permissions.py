@@ -24,8 +24,9 @@ from tests.deployed import Bus, make_secrets
 from tests.integration.conftest import until
 from tests.services import ServiceProcess
 
-USERS = ("scheduler", "recorder", "api", "runner-home", "runner-office")
+USERS = ("scheduler", "recorder", "api", "runner-home", "runner-office", "runner-office+lte")
 TICK = "refresher.tick.home.hourly.1790000000"
+DEAD_LETTERS = (subjects.LIST_DEAD, subjects.GET_DEAD, subjects.REDRIVE_DEAD, subjects.DROP_DEAD)
 CREATE = "$JS.API.CONSUMER.CREATE.TICKS.runner-office.refresher.tick.office.>"
 
 
@@ -42,8 +43,8 @@ async def admin(bus: Bus) -> Any:
     """Give the person's client, on a server where everything is made."""
     client = await bus.connect("admin")
     await provision(client.jetstream())
-    for site in ("home", "office"):
-        await provision_runner(client.jetstream(), site)
+    for site, line in (("home", None), ("office", None), ("office", "lte")):
+        await provision_runner(client.jetstream(), site, line)
     yield client
     await client.close()
 
@@ -82,19 +83,30 @@ REQUESTS = (
     *((user, "refresher.tick.home.manual.run.1") for user in ("recorder", "runner-home", "runner-office")),
     # reading ticks: the runners of their site alone
     *((user, "$JS.API.CONSUMER.MSG.NEXT.TICKS.runner-home") for user in ("scheduler", "recorder", "api", "runner-office")),
+    *((user, "$JS.API.CONSUMER.MSG.NEXT.TICKS.runner-office+lte") for user in ("recorder", "api", "runner-home", "runner-office")),
+    ("runner-office+lte", "$JS.API.CONSUMER.MSG.NEXT.TICKS.runner-office"),
+    *((user, "$JS.API.CONSUMER.UNPIN.TICKS.runner-home") for user in ("scheduler", "recorder", "api", "runner-office")),
+    ("runner-office", "$JS.API.CONSUMER.UNPIN.TICKS.runner-office+lte"),
+    ("runner-office+lte", "$JS.ACK.TICKS.runner-office.1.1.1.1.0"),
     *((user, "$JS.API.CONSUMER.INFO.TICKS.runner-home") for user in ("api", "runner-office")),
     *((user, "$JS.API.STREAM.MSG.GET.TICKS") for user in ("scheduler", "api", "runner-home", "runner-office")),
     *((user, "$JS.API.DIRECT.GET.TICKS.refresher.tick.home.>") for user in USERS),
     *((user, "$JS.ACK.TICKS.runner-home.1.1.1.1.0") for user in ("scheduler", "recorder", "api", "runner-office")),
     # results: the runners of their site, and the recorder for them
-    *((user, "refresher.result.home.hourly") for user in ("scheduler", "api", "runner-office")),
+    *((user, "refresher.result.home.hourly") for user in ("scheduler", "api", "runner-office", "runner-office+lte")),
     *((user, "$JS.API.CONSUMER.MSG.NEXT.RESULTS.recorder") for user in ("scheduler", "api", "runner-home", "runner-office")),
     *((user, "$JS.API.STREAM.MSG.GET.RESULTS") for user in USERS),
     *((user, "$JS.ACK.RESULTS.recorder.1.1.1.1.0") for user in ("scheduler", "api", "runner-home", "runner-office")),
     # schedules and runners
     *((user, "$KV.refresher-schedules.hourly") for user in ("scheduler", "recorder", "runner-home", "runner-office")),
     *((user, "$JS.API.DIRECT.GET.KV_refresher-schedules.$KV.refresher-schedules.hourly") for user in ("recorder", "runner-home")),
-    *((user, "$KV.refresher-runners.home.somebody") for user in ("scheduler", "recorder", "api", "runner-office")),
+    *((user, "$JS.API.STREAM.MSG.GET.KV_refresher-schedules") for user in USERS if user != "recorder"),
+    *((user, "$JS.API.STREAM.MSG.GET.KV_refresher-runners") for user in USERS),
+    *(
+        (user, "$JS.API.DIRECT.GET.KV_refresher-runners.$KV.refresher-runners.home.somebody")
+        for user in ("scheduler", "runner-home", "runner-office")
+    ),
+    *((user, "$KV.refresher-runners.home.somebody") for user in ("scheduler", "recorder", "api", "runner-office", "runner-office+lte")),
     # the names of other sites
     *(
         ("runner-office", f"$JS.API.{verb}")
@@ -103,7 +115,15 @@ REQUESTS = (
     *(("runner-office", f"$JS.API.CONSUMER.{verb}.TICKS") for verb in ("LIST", "NAMES")),
     # dead letters of others, consumers of others, questions to services, the server's own
     *((user, "refresher.dead.results") for user in ("scheduler", "api", "runner-home")),
+    *((user, "refresher.dead.ticks") for user in ("scheduler", "recorder", "api")),
+    *((user, f"$JS.API.STREAM.MSG.{verb}.DEAD") for user in USERS if user != "recorder" for verb in ("GET", "DELETE")),
+    *(
+        ("recorder", f"$JS.API.STREAM.{request}")
+        for request in ("DELETE.DEAD", "PURGE.DEAD", "MSG.DELETE.RESULTS", "MSG.DELETE.ADVISORIES")
+    ),
+    *((user, subject) for user in ("scheduler", "runner-home", "runner-office") for subject in DEAD_LETTERS),
     *((user, "refresher.provision.home") for user in ("recorder", "api", "runner-office")),
+    *((user, "refresher-options.home.noop") for user in USERS if user not in {"api", "runner-home"}),
     *((user, "$SRV.PING") for user in ("scheduler", "recorder", "api", "runner-home")),
     *((user, "$SYS.REQ.SERVER.PING") for user in USERS),
 )
@@ -159,6 +179,7 @@ HEARS = {
     "api": {"refresher.tick.home.hourly.1", "$SRV.PING"},
     "runner-home": {"$SRV.PING"},
     "runner-office": {"$SRV.PING"},
+    "runner-office+lte": {"$SRV.PING"},
 }
 """What a user hears of what is said in the account of the streams. The api hears results and progress where they are published."""
 
@@ -168,6 +189,7 @@ async def test_what_a_user_may_not_hear(user: str, bus: Bus, admin: Client) -> N
     """Whatever it subscribes to: no tick of another site, no answer to somebody else, no advisory, nothing of the server."""
     said = (
         *("refresher.tick.home.hourly.1", "refresher.result.home.hourly", "refresher.progress.1", "refresher.dead.ticks"),
+        *DEAD_LETTERS,
         *("refresher.provision.home", "$KV.refresher-schedules.hourly", "$KV.refresher-runners.home.1", "$SRV.PING"),
         *(f"_INBOX_{other}.abc.def" for other in (*USERS, "admin") if other != user),
         *("_INBOX.abc.def", "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.TICKS.runner-home", "$SYS.ACCOUNT.BUS.CONNECT"),
@@ -190,17 +212,23 @@ async def _quiet(_: Exception) -> None:
     """To be refused is what this is about."""
 
 
-ANSWERS = {
-    "api": ("$JS.API.DIRECT.GET.KV_refresher-schedules.$KV.refresher-schedules.none", b""),
-    "recorder": ("$JS.API.CONSUMER.MSG.NEXT.ADVISORIES.recorder", b'{"no_wait": true, "batch": 1}'),
-    "runner-office": ("$JS.API.CONSUMER.MSG.NEXT.TICKS.runner-office", b'{"no_wait": true, "batch": 1}'),
-}
-"""A request that each may make, to which the server answers with an empty message: that is what deletes a stream."""
+ANSWERS = (
+    ("api", "$JS.API.DIRECT.GET.KV_refresher-schedules.$KV.refresher-schedules.none", b""),
+    ("recorder", "$JS.API.CONSUMER.MSG.NEXT.ADVISORIES.recorder", b'{"no_wait": true, "batch": 1}'),
+    ("recorder", "$JS.API.STREAM.MSG.GET.KV_refresher-schedules", b'{"seq": 1, "next_by_subj": ">"}'),
+    ("recorder", "$JS.API.DIRECT.GET.KV_refresher-runners.$KV.refresher-runners.home.nobody", b""),
+    ("recorder", "$JS.API.STREAM.MSG.GET.DEAD", b'{"seq": 1, "next_by_subj": ">"}'),
+    ("recorder", "$JS.API.STREAM.MSG.DELETE.DEAD", b'{"seq": 1000000}'),
+    ("runner-office", "$JS.API.CONSUMER.MSG.NEXT.TICKS.runner-office", b'{"no_wait": true, "batch": 1}'),
+)
+"""Requests that each may make. To most of them the server answers with an empty message: that is what deletes a stream."""
 
 
-@pytest.mark.parametrize("user", ANSWERS)
+@pytest.mark.parametrize(("user", "subject", "question"), ANSWERS)
 @pytest.mark.parametrize("target", ["$JS.API.STREAM.DELETE.DEAD", "$JS.API.STREAM.PURGE.DEAD", "$KV.refresher-schedules.hourly", TICK])
-async def test_an_answer_cannot_be_sent_where_its_user_may_not_publish(user: str, target: str, bus: Bus, admin: Client) -> None:
+async def test_an_answer_cannot_be_sent_where_its_user_may_not_publish(
+    user: str, subject: str, question: bytes, target: str, bus: Bus, admin: Client
+) -> None:
     """The server does not ask who names the subject of an answer: only another account keeps it away from the streams."""
     js = admin.jetstream()
     for stream in (subjects.TICKS, subjects.ADVISORIES):  # a consumer with nothing to hand out says so in an empty message
@@ -209,7 +237,6 @@ async def test_an_answer_cannot_be_sent_where_its_user_may_not_publish(user: str
     before = await state(admin)
     client = await bus.connect(user)
     async with heard(admin, target) as passed:
-        subject, question = ANSWERS[user]
         await client.publish(subject, question, reply=target)
         await client.flush()
         # an answer in the ordinary way, after the first was given
@@ -229,7 +256,7 @@ async def test_a_consumer_of_a_site_is_made_on_request_for_that_site_alone(bus: 
         client = await bus.connect("runner-office")
         await client.request("refresher.provision.office", b'{"site": "home", "deliver_subject": "refresher.tick.home.x.1"}', timeout=5)
         config = (await js.consumer_info(subjects.TICKS, "runner-office")).config
-        assert (config.filter_subject, config.deliver_subject, config.max_ack_pending) == ("refresher.tick.office.>", None, 1)
+        assert (config.filter_subject, config.deliver_subject, config.max_ack_pending) == ("refresher.tick.office.>", None, 100)
         await client.close()
     finally:
         scheduler.stop()

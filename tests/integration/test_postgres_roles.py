@@ -91,9 +91,28 @@ async def test_the_recorder_stores(database: Database) -> None:
         status=Status.SUCCEEDED,
         measurement=Measurement(latency_s=0.01),
     )
-    await store.add_partitions(recorder, {store.month_of(result)})
     assert await store.insert(recorder, [result]) == 1
     assert await store.insert(recorder, [result]) == 0
+    await recorder.close()
+
+
+async def test_the_recorder_replaces_a_guess_and_nothing_else(database: Database) -> None:
+    """A result takes the place of a run that never started; what was measured stays, whatever statement the recorder is made to run."""
+    owner, recorder = await database.connect("refresher"), await database.connect("refresher_recorder")
+    due_at = datetime(2001, 2, 4, tzinfo=UTC)
+    fields = row(due_at)
+    (run_id,) = await insert(owner, {**row(due_at, status="missed", started_at=None), "run_id": fields["run_id"]})
+    result = Result(
+        **{name: fields[name] for name in ("run_id", "due_at", "site", "schedule", "trigger", "engine", "started_at", "finished_at")},
+        status=Status.SUCCEEDED,
+        measurement=Measurement(latency_s=0.01),
+    )
+    assert await store.insert(recorder, [result]) == 1
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="never changed"):
+        await recorder.execute("UPDATE results SET latency_s = 1 WHERE run_id = $1", run_id)
+    await owner.execute("UPDATE results SET latency_s = 2 WHERE run_id = $1", run_id)
+    assert await owner.fetchval("SELECT (status, latency_s) = ('succeeded', 2) FROM results WHERE run_id = $1", run_id)
+    await owner.close()
     await recorder.close()
 
 
@@ -131,7 +150,7 @@ async def test_the_owner_is_no_superuser(database: Database) -> None:
 
 REFUSED = {
     # statement: who may nevertheless
-    "UPDATE results SET status = 'missed'": (),
+    "UPDATE results SET status = 'missed' WHERE started_at IS NOT NULL": (),
     "DELETE FROM results": (),
     "TRUNCATE results": (),
     "DROP TABLE results": (),
@@ -139,6 +158,18 @@ REFUSED = {
     "INSERT INTO results SELECT * FROM results": (),
     "SELECT * FROM results": ("refresher_api", "refresher_grafana"),
     "SELECT download_bps FROM results": ("refresher_api", "refresher_grafana"),
+    "UPDATE results SET due_at = now() WHERE started_at IS NULL": (),
+    "SELECT started_at FROM results": ("refresher_api", "refresher_grafana", "refresher_recorder"),
+    "SELECT * FROM schedule_versions": ("refresher_api", "refresher_recorder"),
+    "UPDATE schedule_versions SET spec = null": (),
+    "DELETE FROM schedule_versions": (),
+    "SELECT * FROM asked_runs": ("refresher_api", "refresher_recorder"),
+    "DELETE FROM asked_runs": (),
+    "DELETE FROM open_runs": ("refresher_recorder",),
+    "SELECT * FROM ledger_state": ("refresher_api", "refresher_recorder"),
+    "UPDATE ledger_state SET settled_until = now()": ("refresher_recorder",),
+    "DELETE FROM ledger_state": (),
+    "INSERT INTO ledger_state (one, began_at, settled_until) VALUES (true, now(), now())": (),
     "SELECT run_id FROM results": ("refresher_api", "refresher_grafana", "refresher_recorder"),
     "SELECT * FROM refresher_migrations": ("refresher_api", "refresher_recorder"),
     "DELETE FROM refresher_migrations": (),

@@ -1,0 +1,211 @@
+"""A site with a NATS server of its own, a leaf of the hub: it goes on while the line between them is down."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import nats
+import nats.errors
+import pytest
+from nats.aio.client import Client
+
+from shared import subjects
+from shared.due import instants
+from shared.events import Result, Tick
+from shared.provision import provision
+from shared.publish import publish_until_stored
+from shared.schedules import Schedule
+from tests import deployed
+from tests.integration.conftest import Bus, interval, until
+from tests.leaf import Line, Server, hub, leaf
+from tests.services import ServiceProcess
+
+Database = asyncpg.Connection
+
+
+@pytest.fixture
+def center(tmp_path: Path) -> Iterator[tuple[Server, int]]:
+    """Start a hub; the port is the one for leaves."""
+    server, port = hub(tmp_path / "hub")
+    yield server, port
+    server.stop()
+
+
+@pytest.fixture
+async def line(center: tuple[Server, int]) -> AsyncIterator[Line]:
+    """Give the line between the office and the hub."""
+    async with Line(center[1]) as line:
+        yield line
+
+
+@pytest.fixture
+def office(tmp_path: Path, line: Line) -> Iterator[Server]:
+    """Start the server of the office, as it is shipped."""
+    server = leaf(tmp_path / "office", "office", line)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def bus(center: tuple[Server, int]) -> AsyncIterator[Bus]:
+    """Give a client of the hub."""
+    client = await nats.connect(center[0].url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+    yield Bus(client)
+    await client.close()
+
+
+@pytest.fixture
+async def services(
+    tmp_path: Path, center: tuple[Server, int], office: Server, database_url: str
+) -> AsyncIterator[dict[str, ServiceProcess]]:
+    """Run a scheduler and the recorder at the hub, and a scheduler and a runner at the office."""
+    started = {
+        "hub": ServiceProcess("scheduler", tmp_path, center[0].url, REFRESHER_LEAVES="office"),
+        "recorder": ServiceProcess("recorder", tmp_path, center[0].url, database_url),
+        "office": ServiceProcess("scheduler", tmp_path, office.url, REFRESHER_LEAF="office"),
+        "runner": ServiceProcess("runner", tmp_path, office.url, REFRESHER_SITE="office"),
+    }
+    for service in started.values():
+        await asyncio.to_thread(service.wait_until_ready)
+    yield started
+    for service in started.values():
+        await asyncio.to_thread(service.stop)
+
+
+async def rows(database: "Database[asyncpg.Record]", schedule: str) -> list[datetime]:
+    """Return the instants of a schedule that have a row of a run."""
+    found = await database.fetch("SELECT due_at FROM results WHERE schedule = $1 AND started_at IS NOT NULL ORDER BY due_at", schedule)
+    return [row["due_at"] for row in found]
+
+
+async def test_a_site_measures_through_an_outage_of_its_line(
+    bus: Bus, line: Line, services: dict[str, ServiceProcess], database: "Database[asyncpg.Record]"
+) -> None:
+    """Not an instant is missing afterwards and none is there twice; they arrive in the order in which they were measured."""
+    schedule = interval("often", 1, sites=("office", "home"))
+    await bus.put(schedule)
+
+    async def at_least(count: int) -> bool:
+        return len(await rows(database, "often")) >= count
+
+    await until(lambda: at_least(3), 30)
+    line.cut()
+    before, cut_at = len(await rows(database, "often")), datetime.now(UTC)
+    await asyncio.sleep(5)  # this is how long the line is down
+    assert len(await rows(database, "often")) <= before + 2
+    line.mend()
+    await until(lambda: at_least(before + 5), 60)
+    await bus.put(schedule.model_copy(update={"enabled": False}))
+    mended_at = datetime.now(UTC)
+    expected = due(schedule, cut_at - timedelta(seconds=2), mended_at - timedelta(seconds=1))
+
+    async def all_there() -> bool:
+        return set(expected) <= set(await rows(database, "often"))
+
+    await until(all_there, 30)
+    found = await rows(database, "often")
+    assert len(found) == len(set(found))
+    arrived = [Result.model_validate_json(message.data) for message in await bus.messages(subjects.RESULTS)]
+    instants_in_order = [result.due_at for result in arrived if result.site == "office" and result.started_at]
+    assert instants_in_order == sorted(set(instants_in_order))
+
+
+def due(schedule: Schedule, since: datetime, until: datetime) -> list[datetime]:
+    """Return when a schedule was due at the office in a period."""
+    return list(takewhile(lambda instant: instant <= until, instants(schedule, "office", since)))
+
+
+async def test_the_hub_sees_the_office_and_can_ask_it(
+    bus: Bus, office: Server, services: dict[str, ServiceProcess], database: "Database[asyncpg.Record]"
+) -> None:
+    """Its runner is in the hub's bucket; a run that is asked for at the hub is done at the office; nothing of other sites goes there."""
+
+    async def seen() -> Any:
+        state = (await bus.js.stream_info(f"KV_{subjects.RUNNERS}", subjects_filter=">")).state
+        return [key for key in state.subjects or {} if ".office." in key]
+
+    await until(seen, 30)
+    now = datetime.now(UTC)
+    for site in ("office", "home"):
+        fields = {"run_id": uuid4(), "site": site, "trigger": "manual", "engine": "noop", "due_at": now, "published_at": now}
+        tick = Tick.model_validate({**fields, "expires_at": now + timedelta(minutes=10)})
+        subject = subjects.manual_tick(site, None, tick.run_id)
+        await publish_until_stored(bus.js, subjects.TICKS, subject, tick.to_json(), str(tick.run_id))
+
+    async def measured() -> bool:
+        return bool(await database.fetchval("SELECT count(*) FROM results WHERE site = 'office' AND status = 'succeeded'"))
+
+    await until(measured, 30)
+    there = await nats.connect(office.url)
+    stored = await Bus(there).messages(subjects.TICKS)
+    await there.close()
+    assert [Tick.model_validate_json(message.data).site for message in stored] == ["office"]
+
+
+async def test_a_hub_is_told_of_its_leaves_once(bus: Bus, center: tuple[Server, int], tmp_path: Path) -> None:
+    """A second scheduler with the same leaves changes nothing; one with another leaf adds it."""
+    for leaves, expected in (("office", ["office"]), ("office", ["office"]), ("attic, office", ["attic", "office"])):
+        scheduler = ServiceProcess("scheduler", tmp_path, center[0].url, REFRESHER_LEAVES=leaves)
+        await asyncio.to_thread(scheduler.wait_until_ready)
+        sources = (await bus.js.stream_info(subjects.RESULTS)).config.sources or []
+        assert sorted(source.external.api for source in sources if source.external) == [f"$JS.{each}.API" for each in expected]
+        await asyncio.to_thread(scheduler.stop)
+
+
+async def test_a_leaf_works_with_its_own_user_and_may_no_more(tmp_path: Path) -> None:
+    """With the shipped configurations, over TLS: what is fetched either way arrives; what the leaf says besides is not heard."""
+    shipped = deployed.Bus(tmp_path / "hub")
+    made = deployed.make_secrets(shipped.secrets, "leaf", "office")
+    assert made.returncode == 0, made.stderr
+    shipped.reload()
+    admin = await shipped.connect("admin")
+    await provision(admin.jetstream(), leaves=("office",))
+    async with Line(shipped.leaves) as line:
+        office = leaf(tmp_path / "office", "office", line, shipped.secrets / "leaf-office")
+        there = Bus(await nats.connect(office.url))
+        try:
+            await provision(there.js, leaf="office")
+            schedule = interval("often", 3600, sites=("office",))
+            await admin.jetstream().publish(f"$KV.{subjects.SCHEDULES}.often", schedule.model_dump_json().encode())
+            await admin.jetstream().publish("refresher.tick.office.manual.run.1", b"asked for")
+
+            async def down() -> bool:
+                names = (f"KV_{subjects.SCHEDULES}", subjects.TICKS)
+                return [await there.count(name) for name in names] == [1, 1]
+
+            await until(down, 30)
+            await there.js.publish("refresher.result.office.often", b"measured", headers={"Nats-Msg-Id": "1"})
+
+            async def up() -> bool:
+                return (await admin.jetstream().stream_info(subjects.RESULTS)).state.messages == 1
+
+            await until(up, 30)
+            before = await _state(admin)
+            for subject in FORBIDDEN:
+                with pytest.raises(nats.errors.Error):
+                    await there.client.request(subject, b"{}", timeout=0.3)
+            assert await _state(admin) == before
+        finally:
+            await there.client.close()
+            office.stop()
+    await admin.close()
+    shipped.stop()
+
+
+FORBIDDEN = (
+    *("$JS.hub.API.STREAM.DELETE.TICKS", "$JS.hub.API.STREAM.PURGE.RESULTS", "$JS.hub.API.STREAM.CREATE.MINE", "$JS.hub.API.STREAM.LIST"),
+    *("$JS.hub.API.STREAM.MSG.GET.RESULTS", "$JS.hub.API.CONSUMER.CREATE.RESULTS.mine", "$JS.hub.API.CONSUMER.DELETE.RESULTS.recorder"),
+    *("$JS.hub.API.CONSUMER.CREATE.TICKS.mine.refresher.tick.home.>", "$JS.hub.API.CONSUMER.MSG.NEXT.TICKS.runner-home"),
+    *("refresher-dead-letters.list", "refresher-options.home.noop"),
+)
+"""What the server of a site may not ask the hub for."""
+
+
+async def _state(admin: Client) -> dict[str, tuple[int, int, int]]:
+    streams = await admin.jetstream().streams_info()
+    return {str(each.config.name): (each.state.last_seq, each.state.messages, each.state.consumer_count) for each in streams}
