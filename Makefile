@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock dashboards bench-idle bench-latency clean backup restore secrets up down
+.PHONY: help run cluster test coverage test-faults check format lock dashboards bench-idle bench-latency bench-scheduler clean backup restore secrets up down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,10 +14,21 @@ help: ## list the targets
 run: $(VENV)/.runtime ## set up, start everything and run a first speed test
 	@exec $(BIN)/refresher up
 
-test: $(VENV)/.dev ## set up and run every test, and report what they cover
+cluster: $(VENV)/.runtime ## try out a system with two of each service and three NATS servers on this machine; Ctrl-C ends it
+	@exec $(BIN)/python -m services.embedded.cluster
+
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
+test: $(VENV)/.dev ## set up and run every test
+	$(PYTEST) $(TESTS)
+
+coverage: $(VENV)/.dev ## run every test and report what they cover; it takes half as long again
 	@rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --cov --cov-report= $(TESTS)
+	$(PYTEST) --cov --cov-report= $(TESTS)
 	@$(BIN)/coverage report --skip-covered --sort=cover
+
+test-faults: $(VENV)/.dev ## kill, freeze, cut and fill up every part of a system and count its rows (some need root); FAULTS= chooses
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup -m 'scenario or short' --faults-page=docs/faults.md $(or $(FAULTS),tests/faults)
 
 check: $(VENV)/.dev ## formatting, lint, types and import contracts
 	$(BIN)/ruff format --check .
@@ -38,6 +49,7 @@ lock: $(VENV)/.dev ## upgrade every dependency and write the lock files anew
 
 dashboards: $(VENV)/.dev ## write Grafana's dashboards anew from grafana/*.py
 	$(BIN)/python -m grafana.build
+
 backup: $(VENV)/.runtime ## save results and schedules in FILE=refresher-<now>.tar.gz
 	@$(BIN)/refresher backup "$(or $(FILE),refresher-$(shell date -u +%Y%m%dT%H%M%SZ).tar.gz)"
 
@@ -45,10 +57,9 @@ restore: $(VENV)/.runtime ## bring back FILE=... on an empty system
 	@$(BIN)/refresher restore "$(or $(FILE),$(error say which: make restore FILE=refresher-20260101T000000Z.tar.gz))"
 
 secrets: ## make the passwords and certificates of the composed system, where there are none
-	@docker compose --file deploy/compose.yml build --quiet scheduler
-	@sh deploy/secrets.sh
+	@docker compose --file deploy/compose.yml run --rm prepare
 
-up: secrets ## run the composed system on this machine (Docker)
+up: ## run the composed system on this machine (Docker)
 	@docker compose --file deploy/compose.yml up --detach
 	@echo "API http://127.0.0.1:8470, Grafana http://127.0.0.1:3000/grafana/; stop it with: make down"
 
@@ -60,6 +71,9 @@ bench-idle: $(VENV)/.dev ## memory and CPU of the idle embedded system
 
 bench-latency: $(VENV)/.dev ## tick published to row readable in the API
 	$(BIN)/python -m bench.latency
+
+bench-scheduler: $(VENV)/.dev ## how late the ticks of many schedules are
+	$(BIN)/python -m bench.scheduler
 
 clean: ## remove the virtual environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +24,12 @@ settings.register_profile("refresher", deadline=None)  # a busy machine is slow,
 settings.load_profile("refresher")
 
 _numbers = count(1)
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C reach what the tests start: where they run in the background, a shell lets everything below ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

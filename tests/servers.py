@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from services.embedded import nats, postgres
 from services.embedded.program import Program
 from tests import ports
@@ -104,6 +106,15 @@ class Postgres:
         while "ready" not in self._state.read_text():  # it listens a while before it is, and refuses until then
             assert time.monotonic() < end, "PostgreSQL does not become ready"
             time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End the server and every process of its sessions as a power cut would."""
+        processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+        psutil.wait_procs(processes, 5)  # the next one does not start while any of them has its memory
 
     def stop(self) -> None:
         """Stop it, ending its sessions."""

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -13,17 +14,32 @@ from tests.servers import stop
 
 
 class ServiceProcess:
-    """A service that a test may kill and start again; its log is in `log`."""
+    """A service that a test may kill and start again; its log is in `log`.
 
-    def __init__(self, name: str, directory: Path, nats_url: str, database_url: str = "", **environment: str) -> None:
+    `inside` is a command that runs the one behind it elsewhere, such as in a network namespace, with the address `host`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        nats_url: str,
+        database_url: str = "",
+        *,
+        host: str = "127.0.0.1",
+        inside: Sequence[str] = (),
+        **environment: str,
+    ) -> None:
         self.name = name
         self.port = ports.take()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
+        self._inside = inside
         self.log = directory / f"{name}-{self.port}.log"
         self._environment = {
             **os.environ,
             "REFRESHER_NATS_URL": nats_url,
             "REFRESHER_DATABASE_URL": database_url,
+            f"REFRESHER_{name.upper()}_HOST": host,
             f"REFRESHER_{name.upper()}_PORT": str(self.port),
             "REFRESHER_LOG_FORMAT": "json",
             **environment,
@@ -34,7 +50,7 @@ class ServiceProcess:
         """Start it and wait until it is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"services.{self.name}"], env=self._environment, stdout=log, stderr=subprocess.STDOUT
+                [*self._inside, sys.executable, "-m", f"services.{self.name}"], env=self._environment, stdout=log, stderr=subprocess.STDOUT
             )
 
     def wait_until_ready(self, deadline_s: float = 20) -> "ServiceProcess":

@@ -47,23 +47,32 @@ class Bus:
         bucket = await self.js.key_value(subjects.SCHEDULES)
         await bucket.put(schedule.name, schedule.model_dump_json().encode())
 
-    async def tick(self, engine: str = "noop", *, run_id: UUID | None = None, expires_in_s: float = 600, **options: Any) -> Tick:
-        """Publish a manual tick of the site `home`."""
+    async def tick(
+        self,
+        engine: str = "noop",
+        *,
+        run_id: UUID | None = None,
+        expires_in_s: float = 600,
+        tick: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Tick:
+        """Publish a manual tick of the site `home`, with these fields and options of the engine."""
         now = datetime.now(UTC)
-        tick = Tick(
-            run_id=run_id or uuid4(),
-            site="home",
-            trigger="manual",
-            engine=engine,
-            options=options,
-            due_at=now,
-            published_at=now,
-            expires_at=now + timedelta(seconds=expires_in_s),
-        )
+        fields: dict[str, Any] = {
+            "run_id": run_id or uuid4(),
+            "site": "home",
+            "trigger": "manual",
+            "engine": engine,
+            "options": options,
+            "due_at": now,
+            "published_at": now,
+            "expires_at": now + timedelta(seconds=expires_in_s),
+        }
+        made = Tick.model_validate({**fields, **(tick or {})})
         await publish_until_stored(
-            self.js, subjects.TICKS, subjects.manual_tick("home", None, tick.run_id), tick.to_json(), str(tick.run_id)
+            self.js, subjects.TICKS, subjects.manual_tick("home", None, made.run_id), made.to_json(), str(made.run_id)
         )
-        return tick
+        return made
 
     async def messages(self, stream: str) -> list[Msg]:
         """Return everything in a stream."""
