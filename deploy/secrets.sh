@@ -101,6 +101,7 @@ case ${1:-}:$# in
 :0) ;;
 runner:2)
   site "$2"
+  case $2 in *+any) fail "no line can be called any, which stands for whichever line of a site is free: give it another name" ;; esac
   sites="$sites $2"
   ;;
 leaf:2)

@@ -20,8 +20,20 @@ def _storable(text: str) -> str:
     return text
 
 
+ANY = "any"
+"""In the place of a line: whichever line of the site is free first. No line has this name."""
+
+
+def _names_one(line: str) -> str:
+    if line == ANY:
+        raise ValueError("stands for whichever line of a site is free, so no line can have this name: give it another one")
+    return line
+
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$")]
 """A site, schedule, engine or line: lower case letters, digits, `-` and `_`, at most 63; safe as a subject token."""
+LineName = Annotated[Name, AfterValidator(_names_one)]
+"""What a line is called; `any` is none of them."""
 Text = Annotated[str, StringConstraints(max_length=1_000), AfterValidator(_storable)]
 Log = Annotated[str, StringConstraints(max_length=16_000), AfterValidator(_storable)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -67,7 +79,7 @@ class Tick(Event):
     fallback: Fallback | None = None
     """What to run instead when the engine failed."""
     line: Name | None = None
-    """The line of the site to measure; None is the one without a name."""
+    """The line of the site to measure; None is the one without a name, `any` whichever is free first."""
     labels: tuple[Name, ...] = ()
     """What the runner must have among its labels."""
     due_at: AwareDatetime
@@ -81,6 +93,18 @@ class Tick(Event):
     """What becomes of it when the line is busy."""
     priority: Annotated[int, Field(ge=0, le=9)] = 5
     """Of the ticks that wait for a line, one of the highest priority goes first."""
+
+
+class Claim(Event):
+    """A line of a site has a run that any of them may measure, or wants it. Runner to the other lines of the site."""
+
+    run_id: UUID
+    site: Name
+    line: Name | None = None
+    """None is the one without a name."""
+    runner: Text
+    """The process that says so. The run is the line's, and its next runner's should this one end."""
+    at: AwareDatetime
 
 
 class Progress(Event):
@@ -177,7 +201,7 @@ class Result(Event):
     runner: Text | None = None
     """The process that ran it."""
     line: Name | None = None
-    """The line that was measured; None is the one without a name."""
+    """The line that was measured; None is the one without a name. `any` where the run was any line's and none started it."""
     start_at: AwareDatetime | None = None
     """When it was to start, with spread and jitter; None is `due_at`."""
     started_at: AwareDatetime | None = None

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shared import subjects
 from shared.connect import NATS_AWAY
-from shared.events import Name
+from shared.events import LineName, Name
 from shared.leaf import at_a_leaf, at_the_hub, plainly
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,20 @@ STREAMS = (
         duplicate_window=120,
         allow_atomic=True,  # what is due at once is written at once
         allow_msg_ttl=True,  # a tick goes as soon as no scheduler can publish it again: 10,000 a minute would fill any stream
+    ),
+    # Which line has a run that any line of its site may measure. One message per subject again: who is first has it. Not in
+    # TICKS, since runners publish here: whoever publishes to a stream can have another's message dropped by taking its id.
+    StreamConfig(
+        name=subjects.CLAIMS,
+        subjects=[subjects.ALL_CLAIMS],
+        max_msgs_per_subject=1,
+        discard=DiscardPolicy.NEW,
+        discard_new_per_subject=True,
+        max_age=TICKS_LIVE_S,
+        max_bytes=64 * MIB,
+        duplicate_window=120,
+        allow_direct=True,  # a runner may read what is said of its own site, and the subject of such a request says which it is
+        allow_msg_ttl=True,
     ),
     StreamConfig(
         name=subjects.RESULTS,
@@ -174,7 +188,7 @@ async def provision_on_request(client: Client, js: JetStreamContext) -> None:
         site, line = subjects.place_of(message.subject.rsplit(".", 1)[-1])
         told = {"site": site, "line": line}
         try:
-            await provision_runner(js, _NAME.validate_python(site), _NAME.validate_python(line) if line else None)
+            await provision_runner(js, _NAME.validate_python(site), _LINE.validate_python(line) if line else None)
             await message.respond(b"")
         except (ValidationError, *NATS_AWAY) as error:
             log.warning("consumer of a line not made", extra={**told, "error": str(error) or type(error).__name__})
@@ -332,4 +346,5 @@ async def _until(what: str, look: Callable[[], Awaitable[object]]) -> None:
         wait = min(wait * 2, 2)
 
 
-_NAME = TypeAdapter(Name)
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+_LINE: TypeAdapter[str] = TypeAdapter(LineName)

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from shared.errors import reasons
-from shared.events import Fallback, Name, Overlap
+from shared.events import ANY, Fallback, Name, Overlap
 
 YEAR_S = 366 * 24 * 3600
 
@@ -212,7 +212,8 @@ class ScheduleSpec(_Strict):
     sites: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1_000)] = ("home",)
     """One tick per site and instant."""
     line: Name | None = None
-    """The line of those sites to measure, as its runners call it (`REFRESHER_LINE`); None is the one without a name."""
+    """The line of those sites to measure, as its runners call it (`REFRESHER_LINE`); None is the one without a name,
+    `any` whichever of a site is free first."""
     labels: Annotated[tuple[Name, ...], Field(max_length=20)] = ()
     """What the runner must have among its labels (`REFRESHER_LABELS`)."""
     timing: Timing
@@ -248,6 +249,11 @@ class ScheduleSpec(_Strict):
         shortest = shortest_gap_s(self.timing)
         if shortest is not None and self.jitter_s and self.jitter_s >= shortest:
             raise ValueError(f"jitter_s must be less than the shortest time between two runs, {shortest} s: they would overtake each other")
+        if self.line == ANY and self.overlap != "queue_all":
+            raise ValueError(
+                f"with line `any` overlap must be queue_all, not {self.overlap}: no line sees what the others of its site measure, "
+                "so none can say that all are busy; a run for any line waits until one of them is free"
+            )
         if self.fallback and self.fallback.engine == self.engine and self.fallback.options == self.options:
             raise ValueError("the fallback is the same engine with the same options: it would only repeat the failure")
         return self

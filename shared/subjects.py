@@ -8,6 +8,7 @@ TICKS = "TICKS"
 RESULTS = "RESULTS"
 DEAD = "DEAD"
 ADVISORIES = "ADVISORIES"
+CLAIMS = "CLAIMS"
 
 SCHEDULES = "refresher-schedules"
 RUNNERS = "refresher-runners"
@@ -15,6 +16,7 @@ RUNNERS = "refresher-runners"
 EVERYTHING = "refresher.>"
 ALL_TICKS = "refresher.tick.>"
 ALL_MANUAL_TICKS = "refresher.tick.*.*.run.*"
+ALL_CLAIMS = "refresher.claim.>"
 ALL_RESULTS = "refresher.result.>"
 ALL_PROGRESS = "refresher.progress.>"
 ALL_DEAD = "refresher.dead.>"
@@ -57,6 +59,16 @@ def manual_ticks_of(site: str) -> str:
 def ticks_of(site: str) -> str:
     """Return the pattern of all ticks of a site."""
     return f"refresher.tick.{site}.>"
+
+
+def claim(site: str, run_id: UUID) -> str:
+    """Return the subject on which the line says that a run is its own that any line of a site may measure."""
+    return f"refresher.claim.{site}.{run_id.hex}.has"
+
+
+def wish(site: str, run_id: UUID) -> str:
+    """Return the subject on which a line that is busy says that it can measure such a run, and waits to."""
+    return f"refresher.claim.{site}.{run_id.hex}.wants"
 
 
 def result(site: str, schedule: str | None) -> str:

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from services.recorder.metrics import Metrics
 from shared import subjects
+from shared.claims import said
 from shared.dead import bury
-from shared.events import Failure, Result, Status, Tick
+from shared.events import ANY, Failure, Result, Status, Tick
 from shared.publish import publish_until_stored
 from shared.pull import Pull
 
@@ -52,6 +53,14 @@ async def settle(js: JetStreamContext, message: Msg, metrics: Metrics) -> None:
     except ValidationError as error:
         await bury(js, message, f"not an advisory about a tick: {error.errors()[0]['msg']}")
         return
+    if tick.line == ANY:
+        claim = await said(js, subjects.claim(tick.site, tick.run_id))
+        if claim is None or subjects.place_of_consumer(advisory.consumer) != (tick.site, claim.line):
+            # the lines that do not have it may give it up: who has it measures it, and where nobody has, the settler sees it expire
+            log.info("a line gave up a run that is not its own", extra={"run_id": tick.run_id, "consumer": advisory.consumer})
+            await message.ack()
+            return
+        tick = tick.model_copy(update={"line": claim.line})
     failure = Failure(
         kind="abandoned",
         message=f"it was delivered {advisory.deliveries} times and no runner of site {tick.site} finished it: look at their logs",

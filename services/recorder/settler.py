@@ -25,8 +25,9 @@ from services.recorder.open_runs import OpenRun
 from services.recorder.presence import Presence
 from services.recorder.verdict import Later, Nobodys, Present, verdict
 from shared import ledger, subjects
+from shared.claims import said
 from shared.connect import NATS_AWAY, Connection, lent
-from shared.events import Failure, Result, Status, Tick
+from shared.events import ANY, Failure, Result, Status, Tick
 from shared.history import versions
 from shared.ledger import Due, Span, Version
 from shared.publish import publish
@@ -122,9 +123,17 @@ class Settler:
         await open_runs.close(connection)
         runs = await open_runs.to_look_at(connection, now)
         for start in range(0, len(runs), TICKS_AT_ONCE):
-            part = await asyncio.gather(*(self._with_tick(js, run, now) for run in runs[start : start + TICKS_AT_ONCE]))
+            part = await asyncio.gather(*(self._known(js, run, now) for run in runs[start : start + TICKS_AT_ONCE]))
             await self._decide(connection, js, part, present)
         return len(runs) == open_runs.LOOKED_AT_ONCE
+
+    async def _known(self, js: JetStreamContext, run: OpenRun, now: datetime) -> OpenRun:
+        """Return what can be learned of a run before it is decided about."""
+        run = await self._with_tick(js, run, now)
+        if run.line == ANY and run.expires_at is not None and run.expires_at <= now:
+            claim = await said(js, subjects.claim(run.site, run.run_id))
+            return replace(run, line=claim.line) if claim else run  # that line answers for it
+        return run
 
     async def _with_tick(self, js: JetStreamContext, run: OpenRun, now: datetime) -> OpenRun:
         """Return what its tick says of a run, where there is one that was not seen before."""

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from services.recorder.open_runs import OpenRun
-from shared.events import Failure
+from shared.events import ANY, Failure
 
 Place = tuple[str, str | None]
 """A site and a line of it."""
@@ -58,6 +58,8 @@ def verdict(run: OpenRun, present: Present, patience: timedelta, *, may_be_publi
 
 
 def _not_run(run: OpenRun, expires_at: datetime, present: Present) -> Failure:
+    if run.line == ANY:
+        return _not_claimed(run, expires_at, present)
     place = (run.site, run.line)
     where = f"line {run.line} of site {run.site}" if run.line else f"site {run.site}"
     until = f"{expires_at:%Y-%m-%d %H:%M:%S} UTC"
@@ -73,6 +75,22 @@ def _not_run(run: OpenRun, expires_at: datetime, present: Present) -> Failure:
         return Failure(kind="runner_offline", message=f"no runner of {where} was there to start it before {until}: {look}")
     look = "see what kept it busy (refresher runners), and its log"
     return Failure(kind="expired", message=f"the runner of {where} could not start it before {until}: {look}")
+
+
+def _not_claimed(run: OpenRun, expires_at: datetime, present: Present) -> Failure:
+    until = f"{expires_at:%Y-%m-%d %H:%M:%S} UTC"
+    if not any(site == run.site for site, _ in present.acknowledged):
+        start = f"start one there with REFRESHER_SITE={run.site}"
+        return Failure(
+            kind="no_runner", message=f"there has never been a runner of site {run.site}: {start}, or take it out of the schedule"
+        )
+    if not any(site == run.site for site, _ in present.runners):
+        look = "start one, and see that it reaches NATS (refresher runners)"
+        return Failure(
+            kind="runner_offline", message=f"no runner of any line of site {run.site} was there to start it before {until}: {look}"
+        )
+    look = "see what kept them busy (refresher runners), and their logs"
+    return Failure(kind="expired", message=f"no line of site {run.site} took it before {until}: {look}")
 
 
 def _not_published(run: OpenRun) -> Failure:

@@ -15,16 +15,18 @@ from pydantic import ValidationError
 from starlette.applications import Starlette
 
 from services.runner import options, probes
+from services.runner.claims import Claims
 from services.runner.heartbeat import Heartbeat
-from services.runner.line import Line, Offer
+from services.runner.line import Line
 from services.runner.measure import measure
 from services.runner.metrics import Metrics
+from services.runner.offer import Offer
 from services.runner.progress import Reporter
 from services.runner.settings import RunnerSettings
 from shared import subjects
 from shared.connect import broker, client_of
 from shared.dead import bury
-from shared.events import Result, Tick
+from shared.events import ANY, Result, Tick
 from shared.provision import PIN_GROUP, until_runner
 from shared.publish import publish_until_stored
 from shared.pull import Pull
@@ -47,7 +49,8 @@ class Runner:
         self.heartbeat = Heartbeat(self.id, settings, self._engines)
         self._broker = broker
         self._metrics = metrics
-        self._line = Line(self.id, self._measure, self._publish)
+        claims = Claims(lambda: client_of(broker), self.id, (self.site, self.line), self._engines, self.labels)
+        self._line = Line(self.id, self._measure, self._publish, claims)
 
     async def work(self) -> None:
         """Take ticks and measure, for ever; when cancelled, hand back what has not ended.
@@ -68,7 +71,7 @@ class Runner:
                 measuring.cancel()
 
     async def _offers(self, messages: Sequence[Msg]) -> list[Offer]:
-        """Return the ticks of this line; what is no tick is put aside, and what is another line's left to that one."""
+        """Return the ticks that this line may measure; what is no tick is put aside, and what is another line's left to that one."""
         offers = []
         for message in messages:
             try:
@@ -78,7 +81,7 @@ class Runner:
                 _, js = client_of(self._broker)
                 await bury(js, message, f"not a tick: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}")
                 continue
-            if tick.line == self.line:
+            if tick.line in {self.line, ANY}:
                 offers.append(Offer(tick, message))
             else:
                 await message.ack()
@@ -105,6 +108,8 @@ class Runner:
     async def _publish(self, offer: Offer, result: Result) -> None:
         # The runner's own id in that of the message: run ids can be foretold, and the server drops the second message of an
         # id on whatever subject the first came. A runner elsewhere could otherwise have this result dropped.
+        if result.started_at:  # what was for any line has been measured on this one
+            result = result.model_copy(update={"line": self.line})
         message_id = f"{result.run_id}:{self.id}"
         _, js = client_of(self._broker)
         await publish_until_stored(js, subjects.RESULTS, subjects.result(self.site, result.schedule), result.to_json(), message_id)

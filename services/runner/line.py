@@ -7,14 +7,14 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import count
 from uuid import UUID
 
 from nats.aio.msg import Msg
 
+from services.runner.claims import Claims, Whose
 from services.runner.measure import not_run
+from services.runner.offer import Offer
 from shared.connect import NATS_AWAY
 from shared.events import Failure, Result, Status, Tick
 from shared.provision import REDELIVER_AFTER_S
@@ -24,24 +24,6 @@ log = logging.getLogger(__name__)
 
 REMEMBERED = 1_000
 
-_numbers = count()
-
-
-@dataclass(eq=False)
-class Offer:
-    """A tick that was handed to this runner, and the message to acknowledge."""
-
-    tick: Tick
-    message: Msg
-    number: int = field(default_factory=lambda: next(_numbers))
-    ended_by: Tick | None = None
-    """The tick for which its run is cut short."""
-
-    @property
-    def attempt(self) -> int:
-        """How often the tick has been delivered."""
-        return self.message.metadata.num_delivered or 1
-
 
 Measure = Callable[[Offer], Awaitable[Result]]
 Publish = Callable[[Offer, Result], Awaitable[None]]
@@ -50,11 +32,12 @@ Publish = Callable[[Offer, Result], Awaitable[None]]
 class Line:
     """Takes ticks with `offer`, measures them one after another in `run`, and hands back with `stop` what has not ended.
 
-    `measure` runs an engine and returns a result whatever happens; `publish` returns when the result is in the stream.
+    A tick that is for any line of the site waits at each of them: when it is its turn it is measured if `claims` says that this
+    line has it. `measure` runs an engine and returns a result whatever happens; `publish` returns when the result is in the stream.
     """
 
-    def __init__(self, runner: str, measure: Measure, publish: Publish) -> None:
-        self._runner, self._measure, self._publish = runner, measure, publish
+    def __init__(self, runner: str, measure: Measure, publish: Publish, claims: Claims) -> None:
+        self._runner, self._measure, self._publish, self._claims = runner, measure, publish, claims
         self._waiting: list[Offer] = []
         self._current: Offer | None = None
         self._measuring: asyncio.Task[Result] | None = None
@@ -80,8 +63,8 @@ class Line:
             while True:
                 self._changed.clear()
                 await self._expire()
-                if self._waiting and not self._stopping:
-                    await self._measure_next()
+                if offer := await self._next():
+                    await self._measure_one(offer)
                 else:
                     await happens(self._changed, 1)
         finally:
@@ -103,12 +86,14 @@ class Line:
         return next((offer for offer in offers if offer and offer.tick.run_id == run_id), None)
 
     async def _take(self, offer: Offer) -> None:
-        others = self._waiting if self._current is None else [self._current, *self._waiting]
-        match offer.tick.overlap:
+        # what any line may measure does not keep this one busy before it has it
+        waiting = [each for each in self._waiting if not each.is_anybodys]
+        others = waiting if self._current is None else [self._current, *waiting]
+        match "queue_all" if offer.is_anybodys else offer.tick.overlap:
             case "skip" if others:
                 return await self._skip(offer, f"the line was busy with the {_name(others[0].tick)}")
-            case "queue_one" if self._waiting:
-                return await self._skip(offer, f"the {_name(self._waiting[0].tick)} was waiting for the line already")
+            case "queue_one" if waiting:
+                return await self._skip(offer, f"the {_name(waiting[0].tick)} was waiting for the line already")
             case "cancel_other" if self._current and self._measuring:
                 self._current.ended_by = offer.tick
                 self._measuring.cancel()
@@ -122,13 +107,37 @@ class Line:
         """End what has waited for too long: not when the line is free, but as soon as it is too late."""
         now = datetime.now(UTC)
         for offer in [each for each in self._waiting if each.tick.expires_at <= now]:
+            if not await self._gets(offer):
+                continue
             self._waiting.remove(offer)
-            reason = f"the line was busy until it was too late to start, {offer.tick.expires_at:%Y-%m-%d %H:%M:%S} UTC"
+            who = f"no line of site {offer.tick.site} was free" if offer.is_anybodys else "the line was busy"
+            reason = f"{who} until it was too late to start, {offer.tick.expires_at:%Y-%m-%d %H:%M:%S} UTC"
             await self._end(offer, not_run(offer.tick, self._runner, offer.attempt, Status.MISSED, Failure(kind="expired", message=reason)))
 
-    async def _measure_next(self) -> None:
-        offer = min(self._waiting, key=lambda each: (each.tick.overlap != "cancel_other", -each.tick.priority, each.number))
-        self._waiting.remove(offer)
+    async def _next(self) -> Offer | None:
+        """Take out the tick that is measured next: the first one that is this line's, or that it gets."""
+        order = sorted(self._waiting, key=lambda each: (each.tick.overlap != "cancel_other", -each.tick.priority, each.number))
+        for offer in order:
+            if await self._gets(offer):
+                self._waiting.remove(offer)
+                return offer
+        return None
+
+    async def _gets(self, offer: Offer) -> bool:
+        """Return whether a tick that waits is this line's to end; one that is another line's is forgotten."""
+        whose = await self._claims.take(offer) if offer.is_anybodys and not self._stopping else Whose.OURS
+        if whose is Whose.ANOTHERS:
+            await self._forget(offer)
+        return whose is Whose.OURS and not self._stopping and offer in self._waiting
+
+    async def _forget(self, offer: Offer) -> None:
+        if offer in self._waiting:
+            self._waiting.remove(offer)
+            self._ended.append(offer.tick.run_id)
+            log.info("run left to another line", extra={"run_id": offer.tick.run_id, "schedule": offer.tick.schedule})
+            await _acknowledge(offer.message)
+
+    async def _measure_one(self, offer: Offer) -> None:
         self._current = offer
         started_at = datetime.now(UTC)
         measuring = self._measuring = asyncio.ensure_future(self._measure(offer))
@@ -153,7 +162,7 @@ class Line:
         await _acknowledge(offer.message)
 
     async def _keep(self) -> None:
-        """Tell the server again and again that these ticks are being looked after."""
+        """Tell the server again and again that these ticks are being looked after, and see which of them other lines have by now."""
         while True:
             await asyncio.sleep(REDELIVER_AFTER_S[0] / 3)
             for offer in (*([self._current] if self._current else []), *self._waiting):
@@ -161,6 +170,11 @@ class Line:
                     await offer.message.in_progress()
                 except NATS_AWAY as error:
                     log.warning("could not say that the run goes on", extra={"error": str(error) or type(error).__name__})
+            await asyncio.gather(*(self._look(offer) for offer in self._waiting if offer.is_anybodys))
+
+    async def _look(self, offer: Offer) -> None:
+        if await self._claims.look(offer) is Whose.ANOTHERS:
+            await self._forget(offer)
 
 
 def _name(tick: Tick) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from services.runner.probes import Report, load
 from shared.errors import ConfigurationError, ProbeError
-from shared.events import Failure, Measurement, Result, Status, Tick
+from shared.events import ANY, Failure, Measurement, Result, Status, Tick
 
 LARGEST_RESULT = 512 * 1024
 """In bytes; the server refuses messages over 1 MiB."""
@@ -27,7 +27,8 @@ async def measure(tick: Tick, runner: str, attempt: int, report: Report, labels:
         late = Failure(kind="expired", message=f"no runner could start it before {tick.expires_at:%Y-%m-%d %H:%M:%S} UTC")
         return not_run(tick, runner, attempt, Status.MISSED, late)
     if missing := sorted(set(tick.labels) - set(labels)):
-        reason = f"the runner of this line lacks the label {missing[0]!r}; REFRESHER_LABELS gives it"
+        who = f"no line of site {tick.site} that is there has" if tick.line == ANY else "the runner of this line lacks"
+        reason = f"{who} the label {missing[0]!r}; REFRESHER_LABELS gives it"
         return not_run(tick, runner, attempt, Status.FAILED, Failure(kind="no_label", message=reason))
     run = _Run(tick, runner, attempt, started_at)
     first = await run.of(tick.engine, tick.options, report)

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 from pydantic_settings import NoDecode
 
-from shared.events import Name
+from shared.events import LineName, Name
 from shared.settings import Port, Settings, names
 
 
@@ -14,9 +14,9 @@ class RunnerSettings(Settings):
 
     site: Name = "home"
     """Where this runner measures: it takes the ticks of this site."""
-    line: Name | None = None
-    """Which line of the site it sits on, where there are several: it takes the ticks of this one alone. Runners of one line
-    never measure at once, those of different lines do."""
+    line: LineName | None = None
+    """Which line of the site it sits on, where there are several: it takes the ticks of this one, and those for any line
+    (so none is called `any`). Runners of one line never measure at once, those of different lines do."""
     labels: Annotated[tuple[Name, ...], NoDecode, BeforeValidator(names)] = ()
     """What schedules may ask for, separated by commas: `fast,ipv6`."""
     runner_host: str = "127.0.0.1"

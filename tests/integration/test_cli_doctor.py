@@ -59,7 +59,8 @@ async def test_a_system_that_is_well(refresher: Refresher, bus: Bus, start: Star
     assert states(findings, *findings) == {"ok"}
     assert set(findings) == {
         *("nats", "jetstream", "postgres", "migrations", *(f"table {name}" for name in TABLES), "clocks", "api"),
-        *("stream TICKS", "stream RESULTS", "stream DEAD", "stream ADVISORIES", "bucket refresher-schedules", "bucket refresher-runners"),
+        *("stream TICKS", "stream CLAIMS", "stream RESULTS", "stream DEAD", "stream ADVISORIES"),
+        *("bucket refresher-schedules", "bucket refresher-runners"),
         *("consumer recorder of RESULTS", "consumer recorder of ADVISORIES", "consumer runner-home of TICKS", "dead letters"),
         *("service scheduler", "service runner", "service recorder", "service api", "schedules", "site home"),
     }

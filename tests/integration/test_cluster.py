@@ -7,18 +7,21 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
 import nats
 import pytest
+from nats.aio.msg import Msg
 
+from services.runner.claims import Claims, Whose
+from services.runner.offer import Offer
 from shared import subjects
 from shared.connect import NATS_AWAY
-from shared.events import Measurement, Result, Status
+from shared.events import ANY, Measurement, Result, Status, Tick
 from shared.provision import STREAMS, provision
 from shared.publish import publish_until_stored
 from tests.cluster import Cluster
@@ -65,6 +68,31 @@ async def test_replicas_are_added_to_streams_that_exist_and_never_taken_away(clu
 
 
 @pytest.mark.timeout(240)  # half a minute as a rule: it waits for elections, which take their time on a machine that has much to do
+async def test_of_lines_that_claim_at_once_one_is_first(cluster: Cluster) -> None:
+    """Whichever server each of them talks to, and although a server may not have heard yet what another one decided."""
+    now = datetime.now(UTC)
+    run = {"site": "home", "line": ANY, "trigger": "manual", "engine": "noop", "due_at": now, "published_at": now}
+    ticks = [Tick.model_validate({**run, "run_id": uuid4(), "expires_at": now + timedelta(hours=1)}) for _ in range(50)]
+    async with AsyncExitStack() as stack:
+        buses = [await stack.enter_async_context(connected(member.url)) for member in cluster.members]
+        await provision(buses[0].js, 3)
+
+        async def whose(line: int, tick: Tick) -> Whose:
+            bus = buses[line % len(buses)]
+            claims = Claims(lambda: (bus.client, bus.js), f"runner-{line}", ("home", f"line-{line}"), ("noop",), ())
+            offer = Offer(tick, Msg(bus.client))
+
+            async def known() -> Whose | None:
+                found = await claims.take(offer)
+                return None if found is Whose.OPEN else found
+
+            return await until(known)
+
+        found = [await asyncio.gather(*(whose(line, tick) for line in range(6))) for tick in ticks]
+    assert [each.count(Whose.OURS) for each in found] == [1] * len(ticks)
+    assert [each.count(Whose.ANOTHERS) for each in found] == [5] * len(ticks)
+
+
 async def test_nothing_is_lost_or_doubled_when_the_leader_is_killed_under_load(
     cluster: Cluster, database_url: str, database: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path
 ) -> None:

@@ -7,7 +7,9 @@ import re
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +20,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from services.embedded.nats import binary
+from services.runner.claims import Claims, Whose
+from services.runner.offer import Offer
 from shared import subjects
+from shared.events import ANY, Claim, Tick
 from shared.provision import provision, provision_runner
 from tests.deployed import Bus, make_secrets
 from tests.integration.conftest import until
@@ -26,6 +31,7 @@ from tests.services import ServiceProcess
 
 USERS = ("scheduler", "recorder", "api", "runner-home", "runner-office", "runner-office+lte")
 TICK = "refresher.tick.home.hourly.1790000000"
+RUN = "0b6ef0d44e5a5e0e8a7a0f6b8a3c1d52"
 DEAD_LETTERS = (subjects.LIST_DEAD, subjects.GET_DEAD, subjects.REDRIVE_DEAD, subjects.DROP_DEAD)
 CREATE = "$JS.API.CONSUMER.CREATE.TICKS.runner-office.refresher.tick.office.>"
 
@@ -92,6 +98,16 @@ REQUESTS = (
     *((user, "$JS.API.STREAM.MSG.GET.TICKS") for user in ("scheduler", "api", "runner-home", "runner-office")),
     *((user, "$JS.API.DIRECT.GET.TICKS.refresher.tick.home.>") for user in USERS),
     *((user, "$JS.ACK.TICKS.runner-home.1.1.1.1.0") for user in ("scheduler", "recorder", "api", "runner-office")),
+    # which line has a run that any may measure: the runners of its site say so, and read it; the recorder reads it too
+    *((user, f"refresher.claim.home.{RUN}.has") for user in ("scheduler", "recorder", "api", "runner-office", "runner-office+lte")),
+    *((user, f"refresher.claim.home.{RUN}.wants") for user in ("scheduler", "recorder", "api", "runner-office")),
+    *(
+        (user, f"$JS.API.DIRECT.GET.CLAIMS.refresher.claim.home.{RUN}.has")
+        for user in ("scheduler", "recorder", "api", "runner-office", "runner-office+lte")
+    ),
+    ("runner-office", "$JS.API.DIRECT.GET.CLAIMS.refresher.claim.>"),
+    *((user, "$JS.API.DIRECT.GET.CLAIMS") for user in USERS),
+    *((user, "$JS.API.STREAM.MSG.GET.CLAIMS") for user in USERS if user != "recorder"),
     # results: the runners of their site, and the recorder for them
     *((user, "refresher.result.home.hourly") for user in ("scheduler", "api", "runner-office", "runner-office+lte")),
     *((user, "$JS.API.CONSUMER.MSG.NEXT.RESULTS.recorder") for user in ("scheduler", "api", "runner-home", "runner-office")),
@@ -217,6 +233,8 @@ ANSWERS = (
     ("recorder", "$JS.API.CONSUMER.MSG.NEXT.ADVISORIES.recorder", b'{"no_wait": true, "batch": 1}'),
     ("recorder", "$JS.API.STREAM.MSG.GET.KV_refresher-schedules", b'{"seq": 1, "next_by_subj": ">"}'),
     ("recorder", "$JS.API.DIRECT.GET.KV_refresher-runners.$KV.refresher-runners.home.nobody", b""),
+    ("recorder", "$JS.API.STREAM.MSG.GET.CLAIMS", b'{"seq": 1, "next_by_subj": ">"}'),
+    ("runner-office", f"$JS.API.DIRECT.GET.CLAIMS.refresher.claim.office.{RUN}.has", b""),
     ("recorder", "$JS.API.STREAM.MSG.GET.DEAD", b'{"seq": 1, "next_by_subj": ">"}'),
     ("recorder", "$JS.API.STREAM.MSG.DELETE.DEAD", b'{"seq": 1000000}'),
     ("runner-office", "$JS.API.CONSUMER.MSG.NEXT.TICKS.runner-office", b'{"no_wait": true, "batch": 1}'),
@@ -231,7 +249,7 @@ async def test_an_answer_cannot_be_sent_where_its_user_may_not_publish(
 ) -> None:
     """The server does not ask who names the subject of an answer: only another account keeps it away from the streams."""
     js = admin.jetstream()
-    for stream in (subjects.TICKS, subjects.ADVISORIES):  # a consumer with nothing to hand out says so in an empty message
+    for stream in (subjects.TICKS, subjects.ADVISORIES, subjects.CLAIMS):  # a consumer with nothing to hand out says so in an empty message
         await js.purge_stream(stream)
     await js.publish("refresher.dead.ticks", b"a dead letter", headers={"Nats-Msg-Id": str(uuid4())})
     before = await state(admin)
@@ -260,6 +278,38 @@ async def test_a_consumer_of_a_site_is_made_on_request_for_that_site_alone(bus: 
         await client.close()
     finally:
         scheduler.stop()
+
+
+async def test_lines_of_a_site_claim_its_runs(bus: Bus, admin: Client) -> None:
+    """Each may, the first one has it, both see whose it is, and what another site sends first under any id does not matter."""
+    now = datetime.now(UTC)
+    run = {"run_id": uuid4(), "site": "office", "line": ANY, "trigger": "manual", "engine": "noop", "due_at": now, "published_at": now}
+    tick = Tick.model_validate({**run, "expires_at": now + timedelta(hours=1)})
+    offers = [Offer(tick, Msg(admin, headers={"Nats-TTL": "777s"})) for _ in range(3)]
+    users = {None: "runner-office", "lte": "runner-office+lte"}
+    clients = {line: await bus.connect(user) for line, user in users.items()}
+    claims = {
+        line: Claims(lambda client=client: (client, client.jetstream()), "somebody", ("office", line), ("noop",), ())  # type: ignore[misc]
+        for line, client in clients.items()
+    }
+    assert await claims["lte"].look(offers[0]) is Whose.OPEN
+    assert await claims["lte"].take(offers[0]) is Whose.OURS
+    assert await claims["lte"].take(offers[1]) is Whose.OURS, "the line's, whichever process asks"
+    assert await claims[None].take(offers[2]) is await claims[None].look(offers[2]) is Whose.ANOTHERS
+    told = (subjects.claim("office", tick.run_id), subjects.wish("office", tick.run_id))
+    found = [await admin.jetstream().get_msg(subjects.CLAIMS, subject=subject) for subject in told]
+    for message in found:
+        assert Claim.model_validate_json(message.data or b"").line == "lte"
+        assert (message.headers or {})["Nats-TTL"] == "777s", "that of the tick"
+    assert len({(message.headers or {})["Nats-Msg-Id"] for message in found}) == 2
+    stranger = Claims(lambda: (clients[None], clients[None].jetstream(timeout=1)), "somebody", ("home", None), ("noop",), ())
+    elsewhere = Offer(tick.model_copy(update={"site": "home"}), Msg(admin))
+    assert await stranger.take(elsewhere) is Whose.OPEN
+    before = time.monotonic()
+    assert await stranger.take(elsewhere) is await stranger.look(elsewhere) is Whose.OPEN
+    assert time.monotonic() - before < 0.5, "who gets no answer does not ask again at once"
+    for client in clients.values():
+        await client.close()
 
 
 def test_the_shipped_configuration_is_valid(bus: Bus) -> None:

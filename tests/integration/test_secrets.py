@@ -145,6 +145,7 @@ def test_a_site_comes_and_goes(line: str, tmp_path: Path) -> None:
         ("runner", "+fibre"),
         ("leaf", "office+fibre"),
         ("runner", "office+fibre+lte"),
+        ("runner", "office+any"),
         ("runner", "a/b"),
         ("runner", "a", "b"),
         ("name", "a b"),

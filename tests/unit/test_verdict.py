@@ -8,7 +8,7 @@ import pytest
 
 from services.recorder.open_runs import OpenRun
 from services.recorder.verdict import Later, Nobodys, Present, verdict
-from shared.events import Failure
+from shared.events import ANY, Failure
 
 NOW = datetime(2026, 10, 1, 12, tzinfo=UTC)
 PATIENCE = timedelta(seconds=20)
@@ -39,6 +39,7 @@ def present(**fields: Any) -> Present:
 
 
 LTE = ("home", "lte")
+AWAY = ("office", "lte")
 NO_TICK = {"expires_at": None, "tick_sequence": None}
 
 
@@ -56,6 +57,9 @@ NO_TICK = {"expires_at": None, "tick_sequence": None}
         ({"line": "lte"}, {}, "no_runner", "REFRESHER_SITE=home REFRESHER_LINE=lte"),
         ({}, {"acknowledged": {}, "runners": frozenset()}, "no_runner", "never been a runner of site home"),
         ({}, {"acknowledged": {HOME: 100}}, "lost", "refresher dead list"),
+        ({"line": ANY}, {"runners": frozenset({LTE}), "acknowledged": {LTE: 100}}, "expired", "no line of site home took it"),
+        ({"line": ANY}, {"runners": frozenset({AWAY}), "acknowledged": {LTE: 99}}, "runner_offline", "of any line of site home was there"),
+        ({"line": ANY}, {"runners": frozenset({AWAY}), "acknowledged": {AWAY: 99}}, "no_runner", "REFRESHER_SITE=home, or"),
         (NO_TICK, {}, "scheduler_down", "refresher doctor"),
         ({**NO_TICK, "is_watched": False}, {}, "lost", "nobody recorded"),
     ],
