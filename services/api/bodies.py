@@ -89,7 +89,9 @@ class AdHocRun(_Body):
 
     engine: Name
     site: Name = "home"
-    line: Annotated[Name | None, Field(description="One of the lines of that site; null is the one without a name.")] = None
+    line: Annotated[
+        Name | None, Field(description="One of the lines of that site; null is the one without a name, `any` whichever is free first.")
+    ] = None
     options: Options = {}
 
 

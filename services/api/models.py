@@ -99,7 +99,7 @@ class ResultView(BaseModel):
     status: Status
     runner: str | None
     line: str | None
-    """The line that was measured; null is the one without a name."""
+    """The line that was measured; null is the one without a name, `any` where any could have done it and none did."""
     attempt: int
     due_at: datetime
     start_at: datetime

@@ -3,10 +3,12 @@
 import json
 from typing import Any
 
+from services.api import fleet
 from services.api.bus import Bus
 from services.api.problems import NOT_VALID, ProblemError
 from shared import subjects
 from shared.errors import Unavailable
+from shared.events import ANY
 from shared.schedules import ScheduleSpec
 
 SITES = 3
@@ -29,8 +31,15 @@ async def check(bus: Bus, spec: ScheduleSpec) -> None:
 async def _wrong(bus: Bus, spec: ScheduleSpec, engine: str, options: dict[str, Any]) -> list[tuple[str, str]]:
     for site in spec.sites[:SITES]:
         try:
-            answer = await bus.ask(subjects.options(site, spec.line, engine), json.dumps(options).encode(), f"runner of {site}", within_s=2)
+            line = await _a_line(bus, site, engine) if spec.line == ANY else spec.line
+            answer = await bus.ask(subjects.options(site, line, engine), json.dumps(options).encode(), f"runner of {site}", within_s=2)
         except Unavailable:
             continue
         return [(str(field), str(reason)) for field, reason in json.loads(answer.data)]
     return []
+
+
+async def _a_line(bus: Bus, site: str, engine: str) -> str | None:
+    """Return a line of a site whose runner has an engine: the options are the same for all of them."""
+    lines = {runner.line for runner in await fleet.present(bus) if runner.site == site and engine in runner.engines}
+    return min(lines, key=lambda line: line or "", default=None)

@@ -9,10 +9,10 @@ from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Body
 from fastapi import Query as InQuery
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from services.api import queries, store
+from services.api import fleet, queries, store
 from services.api.bodies import AdHocRun, RunBody, ScheduledRun
 from services.api.bus import Bus
 from services.api.database import Database
@@ -135,13 +135,7 @@ async def run(
 @router.get("/runners", summary="List runners", operation_id="list_runners", responses=documented(422, 503))
 async def runners(bus: TheBus) -> RunnerList:
     """List the runners that are there, by site: what they can measure, and the run they are busy with."""
-    items = []
-    for entry in await bus.entries(subjects.RUNNERS):
-        try:
-            items.append(Runner.model_validate_json(entry.value or b""))
-        except ValidationError:
-            continue  # somebody else wrote to the bucket; it expires
-    return RunnerList(items=items)
+    return RunnerList(items=await fleet.present(bus))
 
 
 async def _tick(bus: Bus, body: ScheduledRun | AdHocRun) -> Tick:

@@ -34,7 +34,9 @@ def run_now(
     site: Annotated[
         str | None, typer.Option(help="Where. By default home, or the site of the schedule; needed when it has several.")
     ] = None,
-    line: Annotated[str | None, typer.Option(help="Without a schedule: which line of the site, where it has several.")] = None,
+    line: Annotated[
+        str | None, typer.Option(help="Without a schedule: which line of the site, where it has several; any: the one that is free first.")
+    ] = None,
     option: EngineOptions = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result, or only ask for the run.")] = True,
     timeout: Annotated[

@@ -162,7 +162,9 @@ def add(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the fallback; several times for several.")
     ] = None,
     site: Annotated[list[str] | None, typer.Option(help="Where; several times for several sites. By default home.")] = None,
-    line: Annotated[str | None, typer.Option(help="Which line of the sites, where they have several.")] = None,
+    line: Annotated[
+        str | None, typer.Option(help="Which line of the sites, where they have several; any: the one that is free first.")
+    ] = None,
     label: Annotated[list[str] | None, typer.Option(help="What the runner must have among its labels.")] = None,
     overlap: Annotated[
         str | None,

@@ -241,6 +241,19 @@ async def test_a_run_is_published_as_a_manual_tick(api: Api, bus: Client) -> Non
     assert (tick.schedule, tick.site, tick.options, tick.expires_at - tick.due_at) == (None, "office", {"seconds": 2}, timedelta(hours=1))
 
 
+async def test_a_run_for_any_line_is_one_tick_that_says_so(api: Api, bus: Client) -> None:
+    """Of a schedule, whatever it is, or of an engine; a schedule that could not be kept is refused with the field and the reason."""
+    async with api.client() as client:
+        spec = {"engine": "noop", "line": "any", "timing": {"kind": "manual"}}
+        assert (await client.put("/api/v1/schedules/either", json=spec)).status_code == 201
+        refused = await client.put("/api/v1/schedules/either", json={**spec, "overlap": "skip"})
+        answers = [await client.post("/api/v1/runs", json=body) for body in ({"schedule": "either"}, {"engine": "noop", "line": "any"})]
+    assert (refused.status_code, "overlap must be queue_all, not skip" in refused.text) == (422, True)
+    for answer in answers:
+        tick = Tick.model_validate_json((await bus.jetstream().get_last_msg(subjects.TICKS, answer.json()["subject"])).data or b"")
+        assert (tick.line, tick.overlap) == ("any", "queue_all")
+
+
 async def test_a_run_needs_one_site(api: Api) -> None:
     """A schedule with several sites needs one of them named; an unknown schedule is a 404; a body that is neither is a 422."""
     async with api.client() as client:

@@ -325,5 +325,8 @@ def test_an_engine_refuses_options_before_they_are_stored(refresher: Refresher, 
     again = ("--fallback", "speedtest", "--fallback-option", "server_ids=[-1]")
     refused = refresher("schedules", "add", "wrong", "--every", "1h", "--engine", "noop", *again, code=1).stderr
     assert "fallback.options.server_ids.0: Input should be greater than or equal to 1" in refused
+    anywhere = ("--engine", "noop", "--line", "any", "--option", "second=1")
+    refused = refresher("schedules", "add", "wrong", "--every", "1h", *anywhere, code=1).stderr
+    assert "options.second: Extra inputs are not permitted" in refused, "one of the lines is asked"
     refresher("schedules", "add", "right", "--every", "1h", "--engine", "noop", "--option", "seconds=1")
     refresher("schedules", "add", "stranger", "--every", "1h", "--engine", "teleport", "--option", "seconds=1")

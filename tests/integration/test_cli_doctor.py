@@ -12,6 +12,7 @@ from services.cli.checks.database import TABLES
 from services.embedded import nats
 from services.embedded.program import Program
 from shared import subjects
+from shared.provision import provision_runner
 from shared.publish import publish_until_stored
 from tests import ports, servers
 from tests.commands import Refresher
@@ -96,6 +97,23 @@ async def test_a_runner_without_the_engine(refresher: Refresher, bus: Bus, start
     site = (await examine(refresher))["site home"]
     assert site["state"] == "failed"
     assert site["message"].endswith("lacks engines that schedules use: teleport")
+
+
+async def test_a_site_where_any_line_will_do(refresher: Refresher, bus: Bus, start: Start) -> None:
+    """It is well when one of the lines has both the engine and the labels of each such schedule, and says how many there are."""
+    await bus.put(interval("either", 3600, line="any", labels=("fast",)))
+    name = "site home, any line"
+    assert (await examine(refresher))[name]["message"] == "no runner is there"
+    for line, label in (("fibre", "fast"), ("lte", "")):
+        await provision_runner(bus.js, "home", line)
+        start("runner", REFRESHER_LINE=line, REFRESHER_LABELS=label)
+    found = await examine(refresher)
+    assert (found[name]["state"], found[name]["message"]) == ("ok", "2 lines there")
+    assert not [finding for finding in found if "runner-home+any" in finding]
+    await bus.put(interval("nowhere", 3600, line="any", labels=("fast", "ipv6")))
+    await bus.put(interval("exotic", 3600, line="any", engine="teleport"))
+    found = await examine(refresher)
+    assert found[name]["message"] == "none of its lines has both engine and labels for: exotic, nowhere"
 
 
 async def test_a_consumer_or_a_stream_that_is_missing_or_changed(refresher: Refresher, bus: Bus, start: Start) -> None:

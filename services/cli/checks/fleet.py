@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from services.cli.checks import Finding, bus
 from shared import buckets, provision, subjects
+from shared.events import ANY
 from shared.runners import Runner
 from shared.schedules import Schedule
 
@@ -38,8 +39,12 @@ async def check(client: Client) -> AsyncIterator[Finding]:
     runners, _ = await _values(client, subjects.RUNNERS, Runner)
     js = client.jetstream(timeout=5)
     for site, line in sorted({(site, schedule.line or "") for schedule in active for site in schedule.sites}):
+        wanted = [each for each in active if site in each.sites and (each.line or "") == line]
+        if line == ANY:
+            yield _any_line(site, wanted, [runner for runner in runners.values() if runner.site == site])
+            continue
         here = [runner for runner in runners.values() if (runner.site, runner.line or "") == (site, line)]
-        yield _line(site, line, [each for each in active if site in each.sites and (each.line or "") == line], here)
+        yield _line(site, line, wanted, here)
         yield await bus.check_consumer(js, subjects.TICKS, provision.runner_consumer(site, line or None))
 
 
@@ -79,6 +84,25 @@ def _line(site: str, line: str, schedules: list[Schedule], runners: list[Runner]
         advice = f"set REFRESHER_LABELS={','.join(sorted(given | set(missing)))} for it, or change the schedules"
         return Finding(name, "failed", f"its runner lacks labels that schedules want: {', '.join(missing)}", advice)
     return Finding(name, "ok", f"{len(runners)} runner{'s' if len(runners) > 1 else ''} there")
+
+
+def _any_line(site: str, schedules: list[Schedule], runners: list[Runner]) -> Finding:
+    """Return what is to be said of a site where some schedules measure whichever line is free."""
+    name = f"site {site}, any line"
+    if not runners:
+        return Finding(name, "failed", "no runner is there", f"start one: REFRESHER_SITE={site} refresher run runner")
+    able = [any(_can(runner, each) for runner in runners) for each in schedules]
+    if not all(able):
+        lacking = ", ".join(each.name for each, is_able in zip(schedules, able, strict=True) if not is_able)
+        advice = "install the engine or set REFRESHER_LABELS on one of its lines, or change the schedules"
+        return Finding(name, "failed", f"none of its lines has both engine and labels for: {lacking}", advice)
+    lines = len({runner.line for runner in runners})
+    return Finding(name, "ok", f"{lines} line{'s' if lines > 1 else ''} there")
+
+
+def _can(runner: Runner, schedule: Schedule) -> bool:
+    engines = {schedule.engine, schedule.fallback.engine} if schedule.fallback else {schedule.engine}
+    return engines <= set(runner.engines) and set(schedule.labels) <= set(runner.labels)
 
 
 async def _values(client: Client, bucket: str, model: type[Model]) -> tuple[dict[str, Model], dict[str, str]]:
