@@ -107,6 +107,15 @@ class Claim(Event):
     at: AwareDatetime
 
 
+class Lease(Event):
+    """A runner measures on a line: the value of the line's key in the bucket of lines, for a few seconds each."""
+
+    site: Name
+    line: Name | None = None
+    runner: Text
+    at: AwareDatetime
+
+
 class Progress(Event):
     """How a run is getting on, a few times a second. Runner to whoever looks (core NATS, not stored)."""
 

@@ -39,9 +39,14 @@ TICK_KEPT_S = 5 * 60.0
 HEARTBEAT_S = 15.0
 """How often a runner says that it is there; after three times this it is gone from the bucket."""
 
+LEASED_S = 12.0
+"""How long a line is a runner's that said so last; one that measures says it every third of this."""
+
 REDELIVER_AFTER_S = (15.0, 15.0, 30.0, 60.0)
 """How long a runner may be silent about a tick, by delivery; a running test says so every third of the first."""
-MAX_DELIVERIES = 5
+MAX_DELIVERIES = 20
+"""Waiting counts as well as measuring: whenever a runner ends, all ticks that wait for its line are delivered again. A tick
+that ends every runner is given up after these, or when it expires."""
 WAITING_AT_MOST = 100
 """So many ticks a runner is handed before it has ended one of them."""
 
@@ -100,7 +105,7 @@ STREAMS = (
         max_bytes=16 * MIB,
         duplicate_window=120,
     ),
-    # The two buckets: a NATS key-value bucket is a stream with these settings.
+    # The three buckets: a NATS key-value bucket is a stream with these settings.
     StreamConfig(
         name=f"KV_{subjects.SCHEDULES}",
         subjects=[f"$KV.{subjects.SCHEDULES}.>"],
@@ -125,6 +130,21 @@ STREAMS = (
         deny_delete=True,
         allow_direct=True,
         duplicate_window=3 * HEARTBEAT_S,
+    ),
+    # Who measures on a line: a key can be written again by the one who wrote it last, or when it has expired.
+    StreamConfig(
+        name=f"KV_{subjects.LINES}",
+        subjects=[f"$KV.{subjects.LINES}.>"],
+        max_msgs_per_subject=1,
+        discard=DiscardPolicy.NEW,
+        max_age=2 * LEASED_S,
+        max_bytes=16 * MIB,
+        max_msg_size=16 * 1024,
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        allow_direct=True,
+        allow_msg_ttl=True,
+        duplicate_window=2 * LEASED_S,
     ),
 )
 

@@ -12,6 +12,7 @@ CLAIMS = "CLAIMS"
 
 SCHEDULES = "refresher-schedules"
 RUNNERS = "refresher-runners"
+LINES = "refresher-lines"
 
 EVERYTHING = "refresher.>"
 ALL_TICKS = "refresher.tick.>"
@@ -98,12 +99,12 @@ def dead(stream: str) -> str:
 
 def provisioning(site: str, line: str | None) -> str:
     """Return the subject on which a runner asks for the consumer of its line."""
-    return f"refresher.provision.{_place(site, line)}"
+    return f"refresher.provision.{place(site, line)}"
 
 
 def options(site: str, line: str | None, engine: str) -> str:
     """Return the subject on which a runner says what is wrong with the options of an engine (core NATS)."""
-    return f"refresher-options.{_place(site, line)}.{engine}"
+    return f"refresher-options.{place(site, line)}.{engine}"
 
 
 def place_of(token: str) -> tuple[str, str | None]:
@@ -114,7 +115,7 @@ def place_of(token: str) -> tuple[str, str | None]:
 
 def runner_consumer(site: str, line: str | None = None) -> str:
     """Return the name of the durable consumer that the runners of a line share."""
-    return f"{_RUNNER}{_place(site, line)}"
+    return f"{_RUNNER}{place(site, line)}"
 
 
 def place_of_consumer(consumer: str) -> tuple[str, str | None] | None:
@@ -122,7 +123,8 @@ def place_of_consumer(consumer: str) -> tuple[str, str | None] | None:
     return place_of(consumer.removeprefix(_RUNNER)) if consumer.startswith(_RUNNER) else None
 
 
-def _place(site: str, line: str | None) -> str:
+def place(site: str, line: str | None) -> str:
+    """Return the token that stands for a line of a site."""
     return f"{site}+{line}" if line else site
 
 

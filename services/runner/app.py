@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from services.runner import options, probes
 from services.runner.claims import Claims
 from services.runner.heartbeat import Heartbeat
+from services.runner.lease import LineLease
 from services.runner.line import Line
 from services.runner.measure import measure
 from services.runner.metrics import Metrics
@@ -50,6 +51,7 @@ class Runner:
         self._broker = broker
         self._metrics = metrics
         claims = Claims(lambda: client_of(broker), self.id, (self.site, self.line), self._engines, self.labels)
+        self._lease = LineLease(lambda: client_of(broker), self.id, self.site, self.line)
         self._line = Line(self.id, self._measure, self._publish, claims)
 
     async def work(self) -> None:
@@ -69,6 +71,7 @@ class Runner:
                 # it has first said that no other tick is wanted, else these would come straight back
                 await self._line.stop()
                 measuring.cancel()
+                await self._lease.give_back()
 
     async def _offers(self, messages: Sequence[Msg]) -> list[Offer]:
         """Return the ticks that this line may measure; what is no tick is put aside, and what is another line's left to that one."""
@@ -92,15 +95,16 @@ class Runner:
         tick = offer.tick
         engine = tick.engine if tick.engine in self._engines else "unknown"
         self._metrics.redeliveries.inc(offer.attempt > 1)
-        self._metrics.waited.observe(max(0.0, (datetime.now(UTC) - (tick.start_at or tick.due_at)).total_seconds()))
-        self.heartbeat.busy_with(tick.run_id)
         told = {"run_id": tick.run_id, "schedule": tick.schedule}
-        log.info("run started", extra={**told, "engine": tick.engine, "attempt": offer.attempt})
-        try:
-            with self._metrics.in_flight.labels(engine, self.site).track_inprogress(), self._metrics.duration.labels(engine).time():
-                result = await measure(tick, self.id, offer.attempt, Reporter(client, tick), self.labels)
-        finally:
-            self.heartbeat.busy_with(None)
+        async with self._lease.held(tick.expires_at):
+            self._metrics.waited.observe(max(0.0, (datetime.now(UTC) - (tick.start_at or tick.due_at)).total_seconds()))
+            self.heartbeat.busy_with(tick.run_id)
+            log.info("run started", extra={**told, "engine": tick.engine, "attempt": offer.attempt})
+            try:
+                with self._metrics.in_flight.labels(engine, self.site).track_inprogress(), self._metrics.duration.labels(engine).time():
+                    result = await measure(tick, self.id, offer.attempt, Reporter(client, tick), self.labels)
+            finally:
+                self.heartbeat.busy_with(None)
         self._metrics.finished.labels(engine, self.site, result.status).inc()
         log.info("run finished", extra={**told, "status": result.status, **_told(result)})
         return result

@@ -9,7 +9,7 @@ import pytest
 from services.runner.claims import LEFT_TO_FALLBACK_S
 from shared import subjects
 from shared.events import ANY, Claim, Result, Status, Tick
-from shared.provision import PIN_GROUP, UNPINNED_AFTER_S, provision, provision_runner
+from shared.provision import MAX_DELIVERIES, PIN_GROUP, UNPINNED_AFTER_S, provision, provision_runner
 from shared.pull import Pull
 from shared.runners import Runner
 from tests.integration.conftest import Bus, Start, interval, until
@@ -194,7 +194,7 @@ async def test_a_line_goes_on_with_its_own_while_nothing_can_be_claimed(bus: Bus
 async def give_up(bus: Bus, line: str) -> None:
     """Have the only tick of a line delivered as often as it may be."""
     async with Pull(bus.client, bus.js, subjects.TICKS, f"runner-home+{line}", batch=1, group=PIN_GROUP) as pull:
-        for _ in range(5):
+        for _ in range(MAX_DELIVERIES):
             (message,) = await pull.next()
             await message.nak()
         with pytest.raises(TimeoutError):

@@ -1,5 +1,6 @@
 """Who measures when: runners that share a line, and runners of several lines, as processes on a real server."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,6 +10,7 @@ from shared.events import Result, Status
 from shared.provision import UNPINNED_AFTER_S, provision_runner
 from shared.runners import Runner
 from tests.integration.conftest import Bus, Start, until
+from tests.servers import Nats
 
 
 async def results(bus: Bus, count: int, deadline_s: float = 20) -> list[Result]:
@@ -38,6 +40,25 @@ def at_once(found: Sequence[Result]) -> int:
 def kinds(found: Sequence[Result]) -> list[tuple[Status, str | None]]:
     """Return how runs ended, and why."""
     return [(result.status, result.failure.kind if result.failure else None) for result in found]
+
+
+async def test_two_processes_on_one_line_take_turns_across_restarts_of_the_server(bus: Bus, start: Start, nats_server: Nats) -> None:
+    """A server that was killed has forgotten to whom the line's ticks go; whoever is handed the next one waits for the other."""
+    first, second = start("runner"), start("runner")
+    ticks = 0
+    found: list[Result] = []
+    while len({result.runner for result in found}) < 2:  # until the line has changed hands
+        assert ticks < 30, "the same runner had every tick: nothing was tried"
+        await bus.tick(seconds=3)
+        await until(lambda: busy(bus), 40)
+        await asyncio.to_thread(nats_server.kill)
+        await asyncio.to_thread(nats_server.start)
+        await bus.tick()
+        ticks += 2
+        found = await results(bus, ticks, 60)
+        assert at_once(found) == 0
+    for each in (first, second):
+        assert each.process.poll() is None
 
 
 async def test_two_processes_on_one_line_take_turns_even_when_one_is_killed(bus: Bus, start: Start) -> None:

@@ -123,6 +123,10 @@ REQUESTS = (
         for user in ("scheduler", "runner-home", "runner-office")
     ),
     *((user, "$KV.refresher-runners.home.somebody") for user in ("scheduler", "recorder", "api", "runner-office", "runner-office+lte")),
+    # who measures on a line: its own runners
+    *((user, "$KV.refresher-lines.home") for user in USERS if user != "runner-home"),
+    *((user, "$KV.refresher-lines.office+lte") for user in USERS if user != "runner-office+lte"),
+    *((user, "$JS.API.DIRECT.GET.KV_refresher-lines.$KV.refresher-lines.home") for user in USERS if user != "runner-home"),
     # the names of other sites
     *(
         ("runner-office", f"$JS.API.{verb}")
@@ -235,6 +239,7 @@ ANSWERS = (
     ("recorder", "$JS.API.DIRECT.GET.KV_refresher-runners.$KV.refresher-runners.home.nobody", b""),
     ("recorder", "$JS.API.STREAM.MSG.GET.CLAIMS", b'{"seq": 1, "next_by_subj": ">"}'),
     ("runner-office", f"$JS.API.DIRECT.GET.CLAIMS.refresher.claim.office.{RUN}.has", b""),
+    ("runner-office", "$JS.API.DIRECT.GET.KV_refresher-lines.$KV.refresher-lines.office", b""),
     ("recorder", "$JS.API.STREAM.MSG.GET.DEAD", b'{"seq": 1, "next_by_subj": ">"}'),
     ("recorder", "$JS.API.STREAM.MSG.DELETE.DEAD", b'{"seq": 1000000}'),
     ("runner-office", "$JS.API.CONSUMER.MSG.NEXT.TICKS.runner-office", b'{"no_wait": true, "batch": 1}'),
