@@ -10,8 +10,6 @@ from tests.faults.usage import Spent
 
 RECOVERS_WITHIN_S = 2.0
 """From the end of a fault to the first new row."""
-ELECTS_WITHIN_S = 12.0
-"""The same where servers have to choose a leader: followers wait 4 to 9 s for the one that died, which no setting changes (2.15)."""
 REJOINS_WITHIN_S = 5.0
 """The same where there is a leader, and another server comes back."""
 RESTARTS_WITHIN_S = 30.0
@@ -72,6 +70,8 @@ class Scenario:
         """Note the account of instants and rows."""
         self.tallied(account.expected.total(), account.stored.total(), account.missing.total(), account.surplus.total())
         self.remark(", ".join(f"{number} {status}" for status, number in sorted(account.statuses.items())))
+        if not account.statuses["succeeded"]:
+            self._broken.append("nothing ran")
         if account.missing:
             self._broken[-1] += f": {_spans(account)}"
 
