@@ -29,12 +29,9 @@ from starlette.routing import Route
 
 from shared import logs
 from shared.connect import client_of
-from shared.settings import Settings
+from shared.settings import Settings, refuse
 
 log = logging.getLogger(__name__)
-
-MISCONFIGURED = 78
-"""The exit code of a service with a wrong setting (EX_CONFIG of sysexits.h): starting it again is no use."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -196,10 +193,7 @@ def start(name: str, kind: type[S], build: Callable[[S], tuple[Service, Any]]) -
         logs.configure(name, settings.log_format, settings.log_level)
         service, app = build(settings)
     except ValidationError as error:
-        for each in error.errors():
-            variable = f"REFRESHER_{'_'.join(map(str, each['loc'])).upper()}"
-            sys.stderr.write(f"refresher {name}: {variable}: {each['msg']}; it is {each['input']!r}\n")
-        sys.exit(MISCONFIGURED)
+        refuse(name, error)
     config = uvicorn.Config(
         app,
         host=getattr(settings, f"{name}_host"),

@@ -1,11 +1,23 @@
 """The settings that every service has. Each service adds its own; all are read once, from the environment."""
 
 import ssl
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MISCONFIGURED = 78
+"""The exit code of a service with a wrong setting (EX_CONFIG of sysexits.h): starting it again is no use."""
+
+
+def refuse(service: str, error: ValidationError) -> NoReturn:
+    """Say on stderr which variables are wrong, and why, and exit with MISCONFIGURED."""
+    for each in error.errors():
+        variable = f"REFRESHER_{'_'.join(map(str, each['loc'])).upper()}"
+        sys.stderr.write(f"refresher {service}: {variable}: {each['msg']}; it is {each['input']!r}\n")
+    sys.exit(MISCONFIGURED)
 
 
 def _readable(path: Path) -> Path:
@@ -35,12 +47,21 @@ ReadableFile = Annotated[Path, AfterValidator(_readable)]
 AuthorityFile = Annotated[Path, AfterValidator(_authority)]
 
 
-class Settings(BaseSettings):
-    """Common to all services; environment variables carry the prefix `REFRESHER_`."""
+class LogSettings(BaseSettings):
+    """What every process has; environment variables carry the prefix `REFRESHER_`."""
 
     model_config = SettingsConfigDict(
         env_prefix="REFRESHER_", frozen=True, extra="ignore", env_ignore_empty=True, use_attribute_docstrings=True
     )
+
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """`auto` writes text to a terminal and JSON elsewhere."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """From which level on something is logged."""
+
+
+class Settings(LogSettings):
+    """For the services on the bus."""
 
     nats_url: Annotated[str, Field(repr=False)] = "nats://127.0.0.1:4222"
     """The NATS server or servers, separated by commas; user and password may be part of the URL.
@@ -53,10 +74,6 @@ class Settings(BaseSettings):
     """The file with the password of that user."""
     nats_ca_file: AuthorityFile | None = None
     """The certificate of the authority that the NATS server must be signed by; with it, every connection is encrypted."""
-    log_format: Literal["auto", "json", "text"] = "auto"
-    """`auto` writes text to a terminal and JSON elsewhere."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """From which level on something is logged."""
 
 
 class DatabaseSettings(Settings):

@@ -6,7 +6,22 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from services.cli import audit, backup, dead, doctor, output, probe, replay, results, run_now, runners, schedules, settings, system
+from services.cli import (
+    audit,
+    backup,
+    dead,
+    doctor,
+    output,
+    probe,
+    replay,
+    results,
+    run_now,
+    runners,
+    schedules,
+    settings,
+    system,
+    testserver,
+)
 from shared.errors import ProbeError, RefresherError
 
 EPILOG = """
@@ -47,7 +62,7 @@ def refresher(
     """Watch internet connections: scheduled speed tests over NATS JetStream, recorded in PostgreSQL."""
 
 
-for module in (system, settings, probe, run_now, results, runners, audit, doctor, backup, replay):
+for module in (system, settings, probe, run_now, results, runners, audit, doctor, backup, replay, testserver):
     module.register(app)
 app.add_typer(schedules.app, name="schedules", rich_help_panel="Measure")
 app.add_typer(dead.app, name="dead", rich_help_panel="Look")

@@ -9,7 +9,7 @@ from services.cli import output
 from services.cli.output import Column
 
 if TYPE_CHECKING:
-    from shared.settings import Settings
+    from shared.settings import LogSettings
 
 COLUMNS = (Column("variable"), Column("default"), Column("used by"), Column("here"), Column("what it is", last=True))
 OF_THE_COMMAND_LINE = (
@@ -43,12 +43,14 @@ def table() -> list[tuple[str, str, str, str]]:
     from services.recorder.settings import RecorderSettings
     from services.runner.settings import RunnerSettings
     from services.scheduler.settings import SchedulerSettings
+    from services.testserver.settings import TestserverSettings
 
-    kinds: dict[str, type[Settings]] = {
+    kinds: dict[str, type[LogSettings]] = {
         "scheduler": SchedulerSettings,
         "runner": RunnerSettings,
         "recorder": RecorderSettings,
         "api": ApiSettings,
+        "testserver": TestserverSettings,
     }
     users: dict[str, list[str]] = {}
     fields: dict[str, Any] = {}

@@ -23,7 +23,7 @@ def test_starting_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
-TOP = ("up", "run", "migrate", "env", "settings", "probe", "run-now", "schedules", "results", "runners", "doctor")
+TOP = ("up", "run", "migrate", "env", "settings", "probe", "run-now", "schedules", "results", "runners", "doctor", "testserver")
 UNDER_SCHEDULES = ("list", "show", "add", "pause", "resume", "remove")
 COMMANDS = [(), *((name,) for name in TOP), *(("schedules", name) for name in UNDER_SCHEDULES)]
 
@@ -71,6 +71,8 @@ def test_the_version_is_that_of_the_package() -> None:
         (["probe"], "name one of noop"),
         (["probe", "noop", "--option", "seconds"], "not key=value"),
         (["up", "--port", "70000"], "--port"),
+        (["testserver", "--port", "70000"], "--port"),
+        (["testserver", "--max-bytes", "0"], "--max-bytes"),
         (["schedules", "show", b"\xff"], "not valid UTF-8"),
     ],
     ids=str,
