@@ -6,10 +6,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test coverage test-faults check format lock dashboards bench-idle bench-latency bench-scheduler clean backup restore secrets up down
+.PHONY: help run cluster test coverage test-faults check format lock dashboards bench-idle bench-latency bench-scheduler bench-testserver clean backup restore secrets up down
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.runtime ## set up, start everything and run a first speed test
 	@exec $(BIN)/refresher up
@@ -74,6 +74,9 @@ bench-latency: $(VENV)/.dev ## tick published to row readable in the API
 
 bench-scheduler: $(VENV)/.dev ## how late the ticks of many schedules are
 	$(BIN)/python -m bench.scheduler
+
+bench-testserver: $(VENV)/.dev ## what the test server carries on loopback
+	$(BIN)/python -m bench.testserver
 
 clean: ## remove the virtual environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
