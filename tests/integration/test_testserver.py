@@ -240,6 +240,10 @@ def test_a_client_that_waits_is_told_to_go_on_or_is_refused_before_it_sends(star
         assert answer(connection)[0] == 200
         connection.sendall(head("POST", "/empty", "Content-Length: 1001", "Expect: 100-continue"))
         assert answer(connection)[0] == 413
+    with server.connect() as eager:
+        eager.sendall(head("POST", "/empty", "Content-Length: 100000") + bytes(100_000))
+        assert answer(eager)[0] == 413
+        assert eager.recv(1) == b"", "closed, not reset, although it had sent what nobody wanted"
 
 
 def test_a_client_of_http_1_0_gets_one_answer(start: Start) -> None:
@@ -536,6 +540,8 @@ def test_it_speaks_tls_and_ipv6(start: Start, certificate: Path) -> None:
             client.connect((host, udp["port"]))
             client.send(bytes.fromhex(udp["token"]) + b"0001")
             assert client.recv(100) == bytes.fromhex(udp["token"]) + b"0001"
+    everywhere = start(host="0.0.0.0,::")
+    assert all(httpx.get(f"http://{host}:{everywhere.port}/empty").status_code == 200 for host in ("127.0.0.1", "[::1]"))
     assert server.say(head("GET", "/empty")) == b"", "plain HTTP is closed"
     assert _healthcheck(server) == 0
 
