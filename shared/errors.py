@@ -32,9 +32,8 @@ class ConsumerGone(RefresherError):
 class ProbeError(RefresherError):
     """A measurement could not be made, or what came out is not to be believed.
 
-    `kind` is one word for counting and alerting: `unreachable`, `timeout`, `refused`, `redirected`, `bad_answer`, `truncated`,
-    `unconfirmed`, `no_server`, `byte_limit`, `misconfigured`, `no_engine`, `crashed`. The message is the sentence for people;
-    `log` is the end of what the engine said.
+    `kind` is one word for counting and alerting; docs/engines.md has them all, and what each means. The message is the sentence
+    for people; `log` is the end of what the engine said.
     """
 
     def __init__(self, kind: str, message: str, *, log: str = "", engine_version: str | None = None) -> None:

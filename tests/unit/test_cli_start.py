@@ -68,7 +68,7 @@ def test_the_version_is_that_of_the_package() -> None:
         (["run-now", "nightly", "--engine", "noop"], "leave --engine, --line and --option away"),
         (["run-now", "--timeout", "16m"], "from 1s to 15m"),
         (["run", "bogus"], "bogus"),
-        (["probe"], "name one of noop"),
+        (["probe"], "name one of "),
         (["probe", "noop", "--option", "seconds"], "not key=value"),
         (["up", "--port", "70000"], "--port"),
         (["testserver", "--port", "70000"], "--port"),

@@ -19,6 +19,7 @@ from shared.events import Measurement
 
 GROUP = "refresher.probes"
 BUILT_IN = {
+    "connectivity": "services.runner.probes.connectivity:measure",
     "noop": "services.runner.probes.noop:measure",
     "speedtest": "services.runner.probes.speedtest:measure",
 }
