@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 
-from services.api import audit, dead, live, results, runs, schedules, summary, widget
+from services.api import audit, dead, live, outages, results, runs, schedules, summary, widget
 from services.api.bus import Bus
 from services.api.database import Database
 from services.api.documentation import DESCRIPTION, TAGS, add_health, complete
@@ -48,7 +48,7 @@ def build(settings: ApiSettings) -> tuple[Service, FastAPI]:
         dependencies=[Depends(known_parameters)],
     )
     app.state.parts = parts
-    for module in (results, summary, audit, schedules, runs, live, dead, widget):
+    for module in (results, summary, outages, audit, schedules, runs, live, dead, widget):
         app.include_router(module.router)
     add_health(app, service)
     add_metrics(app, service, LastValues(parts.database, parts.bus))

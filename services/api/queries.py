@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from services.api.database import Database
-from services.api.parameters import EARLIEST, Origin
+from services.api.parameters import EARLIEST, Origin, Query
 from services.api.problems import refused
 from shared.connect import Connection
 
@@ -73,7 +73,7 @@ _FILTERS = {
 class _Where:
     """The conditions of a query and their arguments; only those that are asked for, so that each query uses its index."""
 
-    def __init__(self, wanted: Origin) -> None:
+    def __init__(self, wanted: Query) -> None:
         self.arguments: list[Any] = []
         self._conditions = ["true"]
         for name, condition in _FILTERS.items():
@@ -181,6 +181,42 @@ async def summary(database: Database, wanted: Origin, edges: list[datetime]) -> 
         *where.arguments,
     )
     return str(rows[0][0]).encode()
+
+
+OUTAGE_KINDS = ("line_down", "dns_down", "redirected")
+"""The failures of `connectivity` that say something about the line. Others, a wrong option for one, neither begin an outage nor end it."""
+
+_OUTAGES = f"""
+WITH looked AS (
+  SELECT site, line, status, failure_kind, failure_message, coalesce(started_at, due_at) AS at,
+    count(*) FILTER (WHERE status = 'succeeded') OVER (PARTITION BY site, line ORDER BY coalesce(started_at, due_at), run_id) AS number
+  FROM results
+  WHERE engine = 'connectivity' AND {{where}}
+), outage AS (
+  -- one success and all failures until the next, which is the first of the following number
+  SELECT site, line, count(*) FILTER (WHERE status = 'failed') AS checks,
+    min(at) FILTER (WHERE status = 'failed') AS started_at, max(at) FILTER (WHERE status = 'failed') AS last_down_at,
+    lead(min(at)) OVER (PARTITION BY site, line ORDER BY number) AS ended_at,
+    (array_agg(failure_kind ORDER BY at DESC) FILTER (WHERE status = 'failed'))[1] AS kind,
+    (array_agg(failure_message ORDER BY at DESC) FILTER (WHERE status = 'failed'))[1] AS message
+  FROM looked GROUP BY site, line, number
+)
+SELECT json_build_object(
+  'site', site, 'line', line, 'started_at', {_moment("started_at")}, 'ended_at', {_moment("ended_at")}, 'open', ended_at IS NULL,
+  'duration_s', extract(epoch FROM coalesce(ended_at, last_down_at) - started_at)::double precision,
+  'checks', checks, 'failure', json_build_object('kind', kind, 'message', message)
+)::text
+FROM outage WHERE checks > 0 ORDER BY started_at DESC, site, line LIMIT {{limit}}
+"""  # noqa: S608 - as above
+
+
+async def outages(database: Database, wanted: Query, since: datetime, until: datetime, limit: int) -> bytes:
+    """Return a JSON array of the outages that `connectivity` found in a period, the newest first."""
+    where = _Where(wanted)
+    where.add("(status = 'succeeded' OR failure_kind = ANY({}))", OUTAGE_KINDS)
+    where.add("due_at >= {} AND due_at < {}", since, until)
+    rows = await database.rows(_OUTAGES.format(where=where, limit=limit), *where.arguments)
+    return f"[{','.join(row[0] for row in rows)}]".encode()
 
 
 LATEST_PER_LINE = """

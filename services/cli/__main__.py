@@ -11,6 +11,7 @@ from services.cli import (
     backup,
     dead,
     doctor,
+    outages,
     output,
     probe,
     replay,
@@ -62,7 +63,7 @@ def refresher(
     """Watch internet connections: scheduled speed tests over NATS JetStream, recorded in PostgreSQL."""
 
 
-for module in (system, settings, probe, run_now, results, runners, audit, doctor, backup, replay, testserver):
+for module in (system, settings, probe, run_now, results, outages, runners, audit, doctor, backup, replay, testserver):
     module.register(app)
 app.add_typer(schedules.app, name="schedules", rich_help_panel="Measure")
 app.add_typer(dead.app, name="dead", rich_help_panel="Look")
