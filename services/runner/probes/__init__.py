@@ -20,6 +20,7 @@ from shared.events import Measurement
 GROUP = "refresher.probes"
 BUILT_IN = {
     "connectivity": "services.runner.probes.connectivity:measure",
+    "iperf3": "services.runner.probes.iperf3:measure",
     "noop": "services.runner.probes.noop:measure",
     "speedtest": "services.runner.probes.speedtest:measure",
 }
