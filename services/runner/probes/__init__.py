@@ -22,6 +22,7 @@ BUILT_IN = {
     "connectivity": "services.runner.probes.connectivity:measure",
     "iperf3": "services.runner.probes.iperf3:measure",
     "noop": "services.runner.probes.noop:measure",
+    "ookla": "services.runner.probes.ookla:measure",
     "speedtest": "services.runner.probes.speedtest:measure",
 }
 
