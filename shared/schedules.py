@@ -192,6 +192,25 @@ def _shortest_gap_s(expression: str) -> int | None:
     return min((int((other - one).total_seconds()) for one, other in pairwise(found)), default=None)
 
 
+NDT7_MEAN_S, NDT7_SHORTEST_S = 21_600, 2_160
+"""M-Lab asks automated clients to wait at random between tests of NDT7, six hours on average and never under 36 minutes."""
+
+
+def _too_often(engine: str, options: dict[str, Any], timing: Interval | Cron | Once | Manual | Random) -> str | None:
+    """Return why an engine may not run as often as a schedule has it; a server of one's own has no such rule."""
+    shortest = shortest_gap_s(timing)
+    if engine != "ndt7" or options.get("server") or shortest is None:
+        return None
+    if isinstance(timing, Random) and timing.mean_s >= NDT7_MEAN_S and shortest >= NDT7_SHORTEST_S:
+        return None
+    if not isinstance(timing, Random) and shortest >= NDT7_MEAN_S:
+        return None
+    return (
+        "engine ndt7 would run too often: M-Lab asks for six hours between tests on average, at random and never under 36 minutes. "
+        "Use the timing random with mean_s 21600 (--random 6h), or the option server for an ndt-server of your own"
+    )
+
+
 class FallbackSpec(Fallback):
     """The engine that measures when the first one failed; unknown fields are refused."""
 
@@ -256,6 +275,9 @@ class ScheduleSpec(_Strict):
             )
         if self.fallback and self.fallback.engine == self.engine and self.fallback.options == self.options:
             raise ValueError("the fallback is the same engine with the same options: it would only repeat the failure")
+        for each in (self, self.fallback):
+            if each and (reason := _too_often(each.engine, each.options, self.timing)):
+                raise ValueError(reason)
         return self
 
 

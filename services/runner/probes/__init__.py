@@ -21,6 +21,7 @@ GROUP = "refresher.probes"
 BUILT_IN = {
     "connectivity": "services.runner.probes.connectivity:measure",
     "iperf3": "services.runner.probes.iperf3:measure",
+    "ndt7": "services.runner.probes.ndt7:measure",
     "noop": "services.runner.probes.noop:measure",
     "ookla": "services.runner.probes.ookla:measure",
     "speedtest": "services.runner.probes.speedtest:measure",
