@@ -16,7 +16,7 @@ from tests.standin.faults import FAULTS, ROUTES, STATUSES
 from tests.standin.pacer import Pacer
 from tests.standin.pages import IMAGE_BYTES, PORTAL, World
 
-PIECE = 4_096
+PIECE, FAST_PIECE = 4_096, 262_144
 BUFFER = 65_536
 """Small, so that what a client has sent and what the server has read differ by little."""
 
@@ -29,13 +29,15 @@ class StandIn:
 
     `faults` names a fault per route (or for `all`): an HTTP status, a name in FAULTS, or `refused`: the server stops
     listening at the first request for the route, which it resets. `fault_share` is the share of requests on the route that
-    meet with it.
+    meet with it. `fast` is for a line that is one itself: the stand-in then reads and writes as much at once as it can.
     """
 
     def __init__(
         self,
         *,
+        address: str = "127.0.0.1",
         port: int = 0,
+        fast: bool = False,
         download_bps: float | None = None,
         upload_bps: float | None = None,
         faults: dict[str, str] | None = None,
@@ -58,15 +60,17 @@ class StandIn:
         self._threads: list[threading.Thread] = []
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-        self._listener.bind(("127.0.0.1", port))
+        self.piece = FAST_PIECE if fast else PIECE
+        if not fast:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        self._listener.bind((address, port))
         self._listener.listen(128)
         self.port: int = self._listener.getsockname()[1]
-        self.host = f"127.0.0.1:{self.port}"
+        self.host = f"{address}:{self.port}"
 
     def environment(self) -> dict[str, str]:
         """Return the variables that aim a process's requests to speedtest.net at this server."""
-        return {"http_proxy": f"http://{self.host}", "https_proxy": f"http://{self.host}", "no_proxy": "127.0.0.1"}
+        return {"http_proxy": f"http://{self.host}", "https_proxy": f"http://{self.host}", "no_proxy": self.host.rpartition(":")[0]}
 
     def count(self, route: str) -> int:
         """Return how many requests a route has had."""
@@ -211,7 +215,7 @@ class Exchange:
         rest = self.body_bytes - len(self._body)
         while rest > 0:
             # what a client that has gone left in the buffers would on a real line not have been under way any more
-            piece = b"" if self._gone(0) else self._connection.recv(min(PIECE, rest))
+            piece = b"" if self._gone(0) else self._connection.recv(min(self._standin.piece, rest))
             if not piece:
                 raise ConnectionError("closed in the middle of its body")
             self._standin.up.take(len(piece))
@@ -241,11 +245,11 @@ class Exchange:
         found = re.search(r"random(\d+)x", self.target)
         length = IMAGE_BYTES[int(found[1])] if found else 0
         self.head(200, length=length, headers={"Content-Type": "image/jpeg"})
-        rest, piece = int(length * self.cut), bytes(PIECE)
+        rest, piece = int(length * self.cut), bytes(self._standin.piece)
         while rest > 0:
-            self._standin.down.take(min(PIECE, rest))
-            self.write(piece[: min(PIECE, rest)])
-            rest -= PIECE
+            self._standin.down.take(min(len(piece), rest))
+            self.write(piece[: min(len(piece), rest)])
+            rest -= len(piece)
 
     def _finish(self) -> None:
         """Close so that the client reads the answer to its end, even if it is still sending."""
