@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test coverage test-faults check format lock dashboards bench-idle bench-latency bench-scheduler bench-testserver clean backup restore secrets up down
+.PHONY: help run cluster test coverage test-faults check format lock dashboards bench-accuracy bench-idle bench-latency bench-scheduler bench-testserver clean backup restore secrets up down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench-scheduler: $(VENV)/.dev ## how late the ticks of many schedules are
 
 bench-testserver: $(VENV)/.dev ## what the test server carries on loopback
 	$(BIN)/python -m bench.testserver
+
+bench-accuracy: $(VENV)/.dev ## every engine against lines of known rate, into docs/accuracy.md (root, Debian's iproute2 and iperf3); LINES= ENGINES= ROUNDS=
+	$(BIN)/python -m bench.accuracy --page docs/accuracy.md $(if $(LINES),--lines "$(LINES)") $(if $(ENGINES),--engines "$(ENGINES)") $(if $(ROUNDS),--rounds $(ROUNDS))
 
 clean: ## remove the virtual environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

@@ -43,13 +43,15 @@ class Watched:
         return 8 * (_payload_at(counts, ended) - _payload_at(counts, began)) / (ended - began)
 
     def last_seconds(self, direction: str, seconds: float) -> tuple[float, float]:
-        """Return the window of so many seconds that ends when the direction's traffic does.
+        """Return the window of so many seconds that ends a moment before the direction's traffic does.
 
-        The traffic ends where less than a thousandth of the direction's payload is still to come.
+        The traffic ends where less than a thousandth of the direction's payload is still to come: somewhere between two
+        looks, so that the window ends with the look before.
         """
         counts = self.counts[direction]
         first, last = counts[0].payload_bytes, counts[-1].payload_bytes
         ended = next(each.at for each in counts if each.payload_bytes >= last - (last - first) / 1000)
+        ended -= 2 * LOOK_EVERY_S
         return ended - seconds, ended
 
     def queue_s(self, direction: str, began: float, ended: float) -> float | None:
