@@ -78,7 +78,7 @@ bench-scheduler: $(VENV)/.dev ## how late the ticks of many schedules are
 bench-testserver: $(VENV)/.dev ## what the test server carries on loopback
 	$(BIN)/python -m bench.testserver
 
-bench-accuracy: $(VENV)/.dev ## every engine against lines of known rate, into docs/accuracy.md (root, Debian's iproute2 and iperf3); LINES= ENGINES= ROUNDS=
+bench-accuracy: $(VENV)/.dev ## how true each engine is on lines of known rate (needs root); LINES=, ENGINES= and ROUNDS= choose
 	$(BIN)/python -m bench.accuracy --page docs/accuracy.md $(if $(LINES),--lines "$(LINES)") $(if $(ENGINES),--engines "$(ENGINES)") $(if $(ROUNDS),--rounds $(ROUNDS))
 
 clean: ## remove the virtual environment and every cache

@@ -31,20 +31,22 @@ def main() -> int:
     if missing := _missing():
         sys.stderr.write(f"bench-accuracy cannot run here: {'; '.join(missing)}.\n")
         return 1
-    new = Runs()
+    kept, failed = runs.read(wanted.runs), False
     try:
         for line in wanted.lines:
+            new = Runs()
             _measure(line, wanted.engines, wanted.rounds, new)
+            failed |= any(run.outcome.failure for run in new.every)
+            kept.replace(new)
+            runs.write(wanted.runs, kept)
     except NotAllowed as error:
         sys.stderr.write(f"bench-accuracy cannot run here: {error}.\n")
         return 1
-    kept = runs.read(wanted.runs)
-    kept.replace(new)
-    runs.write(wanted.runs, kept)
-    if wanted.page:
-        table.write(wanted.page, kept)
-        picture.write(wanted.page.with_suffix(".svg"), kept)
-    return 2 if any(run.outcome.failure for run in new.every) else 0
+    finally:  # also when it is interrupted: what was measured until then is in the table
+        if wanted.page:
+            table.write(wanted.page, kept)
+            picture.write(wanted.page.with_suffix(".svg"), kept)
+    return 2 if failed else 0
 
 
 def _wanted() -> argparse.Namespace:

@@ -8,11 +8,11 @@ from statistics import median
 from bench.accuracy.lines import RATES, parse
 from bench.accuracy.runs import Runs
 
-WIDTH, HEIGHT, PANEL, LEFT, TOP, BOTTOM = 860, 400, 340, 60, 58, 300
+WIDTH, HEIGHT, PANEL, LEFT, TOP, BOTTOM = 860, 400, 336, 72, 58, 300
 SMALLEST, LARGEST = 0.01, 100.0
 """Percent at the bottom and at the top of the scale, which is logarithmic."""
 BAR = 0.5
-COLOURS = ("#6b7280", "#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
+COLOURS = ("#6b7280", "#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#a16207")
 DELAYS = {10: "", 40: "6 4"}
 """The round-trip times that are drawn, in ms, and how their lines are dashed."""
 
@@ -26,7 +26,7 @@ def draw(runs: Runs) -> str:
         _text(LEFT, 22, "How far each engine is off, by the rate of the line (median; no loss)", size=15),
     ]
     for number, (direction, title) in enumerate({"down": "download", "up": "upload"}.items()):
-        left = LEFT + number * (PANEL + 60)
+        left = LEFT + number * (PANEL + LEFT)
         parts += _axes(left, f"error of the {title}", [rate.split("/")[number] for rate in RATES])
         for engine, colour in colours.items():
             for delay, dash in DELAYS.items():

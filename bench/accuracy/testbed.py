@@ -30,6 +30,10 @@ class NotAllowed(Exception):
     """This machine or account cannot have network namespaces; the message says what failed."""
 
 
+class CommandFailed(Exception):
+    """A command in a namespace failed; the message says which, and what it said."""
+
+
 @dataclass(frozen=True)
 class Count:
     """What has arrived at an interface so far, at an instant of the monotonic clock."""
@@ -68,10 +72,10 @@ class Bed:
         return process
 
     def run(self, where: str, command: str) -> str:
-        """Run a command in a namespace and return what it prints. Raises: NotAllowed when it fails."""
+        """Run a command in a namespace and return what it prints. Raises: CommandFailed."""
         done = subprocess.run(self.command(where, *command.split()), capture_output=True, text=True, check=False)
         if done.returncode:
-            raise NotAllowed(f"`{command}` failed in the {where}'s namespace: {done.stderr.strip()}")
+            raise CommandFailed(f"`{command}` failed in the {where}'s namespace: {done.stderr.strip()}")
         return done.stdout
 
     def count(self, direction: str) -> Count:
@@ -103,18 +107,10 @@ class Bed:
 
     def make(self) -> None:
         """Make the namespaces, the links and the routes. Raises: NotAllowed."""
-        for name in ("client", "router", "server"):
-            self._hold(name)
-            self.run(name, "ip link set lo up")
-            self.run(name, "sysctl -qw net.ipv6.conf.default.disable_ipv6=1 net.ipv4.ip_forward=1")
-        self._join("client", "client", CLIENT, ROUTER_TO_CLIENT)
-        if self.line.round_trip_s or self.line.loss:
-            self._carry()
-        self._join("server", "server", SERVER, ROUTER_TO_SERVER, made=self._delay is not None)
-        for direction in ("down", "up"):
-            if rate := self.line.rate_bps(direction):
-                limits = f"burst {self.line.burst_bytes(direction)} limit {self.line.queue_bytes(direction)}"
-                self.run("router", f"tc qdisc replace dev {_shaped(direction)} root tbf rate {rate:.0f}bit {limits}")
+        try:
+            self._make()
+        except CommandFailed as error:
+            raise NotAllowed(str(error)) from None
 
     def remove(self) -> dict[str, tuple[int, int]]:
         """End everything; return how many packets the delay program carried and lost, if there was one."""
@@ -134,6 +130,20 @@ class Bed:
         self._holders.clear()
         self._files.cleanup()
         return counts
+
+    def _make(self) -> None:
+        for name in ("client", "router", "server"):
+            self._hold(name)
+            self.run(name, "ip link set lo up")
+            self.run(name, "sysctl -eqw net.ipv6.conf.default.disable_ipv6=1 net.ipv4.ip_forward=1")
+        self._join("client", "client", CLIENT, ROUTER_TO_CLIENT)
+        if self.line.round_trip_s or self.line.loss:
+            self._carry()
+        self._join("server", "server", SERVER, ROUTER_TO_SERVER, made=self._delay is not None)
+        for direction in ("down", "up"):
+            if rate := self.line.rate_bps(direction):
+                limits = f"burst {self.line.burst_bytes(direction)} limit {self.line.queue_bytes(direction)}"
+                self.run("router", f"tc qdisc replace dev {_shaped(direction)} root tbf rate {rate:.0f}bit {limits}")
 
     def _hold(self, name: str) -> None:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from bench.accuracy import iperf3
+from bench.accuracy.engines import ENGINES, usable
 from bench.accuracy.lines import parse
 from bench.accuracy.outcome import Outcome
 from bench.accuracy.testbed import ROOT, SERVER, Bed, NotAllowed, laid
@@ -47,8 +48,8 @@ OWNER = """
 import sys, time
 from bench.accuracy.lines import parse
 from bench.accuracy.testbed import laid
-with laid(parse("100/20,10ms")) as testbed:
-    testbed.start("server", "sleep", "600")
+with laid(parse("100/20,10ms")) as bed:
+    bed.start("server", "sleep", "600")
     print("laid", flush=True)
     time.sleep(600)
 """
@@ -60,39 +61,48 @@ def line(name: str) -> Iterator[Bed]:
     if os.geteuid() != 0:
         pytest.skip("needs root: it makes network namespaces")
     try:
-        with laid(parse(name)) as testbed:
-            yield testbed
+        with laid(parse(name)) as bed:
+            yield bed
     except NotAllowed as error:
         pytest.skip(f"no testbed can be made here: {error}")
 
 
-def measured() -> Outcome:
-    """Hold iperf3 against 100/20 Mbit/s at 10 ms."""
-    with line("100/20,10ms") as testbed:
-        iperf3.serve(testbed)
-        return iperf3.measure(testbed)
-
-
-def test_an_engine_is_within_1_percent_of_what_the_interface_counts() -> None:
-    """Both directions of a 100/20 Mbit/s line; and what is counted is what the shaper lets through, less the headers."""
-    outcome = measured()
+def held_against_a_line(engine: str) -> Outcome:
+    """Measure 100/20 Mbit/s at 10 ms, and hold the engine to what the interface counted in the same seconds."""
+    name = "100/20,10ms"
+    with line(name) as bed:
+        ENGINES[engine].serve(bed)
+        outcome = ENGINES[engine].measure(bed)
     assert outcome.failure is None
     for direction in DIRECTIONS:
         figures = outcome.figures[direction]
         assert figures.measured_bps == pytest.approx(figures.counted_bps, rel=0.01)
-        assert figures.counted_bps == pytest.approx(parse("100/20").goodput_bps(direction), rel=0.01)
+        assert figures.counted_bps == pytest.approx(parse(name).goodput_bps(direction), rel=0.01)
     assert outcome.cpu_s > 0
-    assert outcome.wire_bytes > 80e6 / 8 * iperf3.SECONDS
+    return outcome
+
+
+def test_the_reference_is_within_1_percent_of_what_the_interface_counts() -> None:
+    """Both directions; and what is counted is what the shaper lets through, less the headers."""
+    outcome = held_against_a_line("iperf3")
+    assert outcome.wire_bytes > 100e6 / 8 * iperf3.SECONDS
+
+
+@pytest.mark.skipif("http" not in usable(), reason="there is no engine http")
+def test_http_is_within_1_percent_of_what_the_interface_counts() -> None:
+    """Both directions; the line was full, and its latency is the line's."""
+    outcome = held_against_a_line("http")
+    assert outcome.latency_s == pytest.approx(0.0105, abs=0.001)
 
 
 def test_a_line_has_the_delay_and_the_loss_that_were_asked_for() -> None:
     """Datagrams come back after the round-trip time; those that do not are those that the line says it lost."""
-    with line("100/20,20ms,2%") as testbed:
-        echo = testbed.start("server", sys.executable, "-c", ECHO, stdout=subprocess.PIPE, text=True)
+    with line("100/20,20ms,2%") as bed:
+        echo = bed.start("server", sys.executable, "-c", ECHO, stdout=subprocess.PIPE, text=True)
         assert echo.stdout.readline() == "ready\n"
-        ask = testbed.start("client", sys.executable, "-c", ASK, stdout=subprocess.PIPE, text=True)
+        ask = bed.start("client", sys.executable, "-c", ASK, stdout=subprocess.PIPE, text=True)
         taken = json.loads(ask.communicate(timeout=60)[0])
-        carried = testbed.remove()
+        carried = bed.remove()
     lost = carried["up"][1] + carried["down"][1]
     assert len(taken) == PROBES - lost
     assert lost / PROBES == pytest.approx(1 - 0.98**2, abs=0.01)
