@@ -102,7 +102,8 @@ def test_the_table_says_medians_and_what_failed(tmp_path: Path) -> None:
     """A failed run is told and not counted; what is not known is a dash; the rest of the page stays."""
     name = "20/5,10ms"
     measured = [(name, "http", outcome(each, 19.12, limit="line", latency_s=0.0103)) for each in (19.12, 18.93, 19.31)]
-    everything = recorded(*measured, (name, "http", Outcome(failure="Traceback\nit | broke")), (name, "speedtest", outcome(None, None)))
+    broken = [(name, "http", Outcome(failure="Traceback\nit | broke"))] * 4
+    everything = recorded(*measured, *broken, (name, "speedtest", outcome(None, None)))
     page = tmp_path / "page.md"
     page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     table.write(page, everything)
@@ -112,10 +113,10 @@ def test_the_table_says_medians_and_what_failed(tmp_path: Path) -> None:
     assert "old" not in text
     (http,) = [line for line in text.splitlines() if "`http`" in line]
     cells = [cell.strip() for cell in http.strip("|").split("|")]
-    assert cells[:4] == ["20/5, 10ms", "`http`", "4", "19.1 / 19.1"]
+    assert cells[:4] == ["20/5, 10ms", "`http`", "7", "19.1 / 19.1"]
     assert cells[5] == "**0.0 %** (−1.0 % to +1.0 %)"
     assert cells[7:11] == ["1.0", "5", "10", "10.3"]
-    assert cells[13] == "1 failed: it / broke; line"
+    assert cells[13] == "4 failed: it / broke; line"
     assert len(table.HEADINGS) == len(cells)
     (speedtest,) = [line for line in text.splitlines() if "`speedtest`" in line]
     assert " – | – " in speedtest
