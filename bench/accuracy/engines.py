@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,8 +61,7 @@ def _read(measurement: dict[str, Any], watched: Watched, outcome: Outcome) -> No
 
 def _serve_speedtest(bed: Bed) -> None:
     arguments = ("--address", SERVER, "--port", str(STANDIN_PORT), "--seconds", "10", "--fast")
-    bed.start("server", sys.executable, "-m", "tests.standin", *arguments, stdout=subprocess.DEVNULL)
-    bed.wait_until_listening("server", STANDIN_PORT)
+    bed.serve(STANDIN_PORT, sys.executable, "-m", "tests.standin", *arguments)
 
 
 def _measure_speedtest(bed: Bed) -> Outcome:
@@ -72,9 +70,7 @@ def _measure_speedtest(bed: Bed) -> Outcome:
 
 
 def _serve_http(bed: Bed) -> None:
-    arguments = ("--host", SERVER, "--port", str(TESTSERVER_PORT))
-    bed.start("server", REFRESHER, "testserver", *arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    bed.wait_until_listening("server", TESTSERVER_PORT)
+    bed.serve(TESTSERVER_PORT, REFRESHER, "testserver", "--host", SERVER, "--port", str(TESTSERVER_PORT))
 
 
 def _measure_http(bed: Bed) -> Outcome:

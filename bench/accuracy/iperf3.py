@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sysconfig
 from functools import cache
 
@@ -31,23 +30,22 @@ def installed() -> tuple[str, dict[str, str]]:
     return str(program("iperf3", "usr/bin/iperf3")), {"LD_LIBRARY_PATH": path}
 
 
-def serve(testbed: Bed) -> None:
+def serve(bed: Bed) -> None:
     """Start the server and wait until it listens."""
     path, environment = installed()
-    testbed.start("server", path, "--server", env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
-    testbed.wait_until_listening("server", PORT)
+    bed.serve(PORT, path, "--server", environment=environment)
 
 
-def measure(testbed: Bed) -> Outcome:
+def measure(bed: Bed) -> Outcome:
     """Measure download, then upload; the first seconds are left out, as iperf3 does it (`--omit`)."""
     path, environment = installed()
     outcome = Outcome()
     for direction in DIRECTIONS:
         command = [path, "--client", SERVER, "--parallel", str(STREAMS), "--omit", str(WARM_UP_S), "--time", str(SECONDS), "--json"]
         command += ["--reverse"] if direction == "down" else []
-        with (testbed.directory / "iperf3.json").open("w+") as answer:
-            process = testbed.start("client", *command, env={**os.environ, **environment}, stdout=answer)
-            watched = watch(testbed, process, deadline_s=WARM_UP_S + SECONDS + 30)
+        with (bed.directory / "iperf3.json").open("w+") as answer:
+            process = bed.start("client", *command, env={**os.environ, **environment}, stdout=answer)
+            watched = watch(bed, process, deadline_s=WARM_UP_S + SECONDS + 30)
             answer.seek(0)
             said = json.load(answer)
         outcome.cost(watched)

@@ -8,6 +8,7 @@ other end of. Every other process in them is killed when this one dies. So howev
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,10 @@ class NotAllowed(Exception):
 
 class CommandFailed(Exception):
     """A command in a namespace failed; the message says which, and what it said."""
+
+
+class ServerFailed(Exception):
+    """A server did not come to listen; the message has the end of what it said."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,16 @@ class Bed:
         shown = json.loads(self.run("router", f"tc -s -j qdisc show dev {_shaped(direction)} root"))
         return float(shown[0]["backlog"]) * 8 / rate
 
-    def wait_until_listening(self, where: str, port: int, deadline_s: float = 30) -> None:
-        """Wait until something listens on a port in a namespace. Raises: TimeoutError."""
+    def serve(self, port: int, *command: str, environment: dict[str, str] | None = None, deadline_s: float = 30) -> None:
+        """Start a server in the server's namespace and wait until it listens. Raises: ServerFailed."""
+        log = self.directory / f"server-{port}.log"
+        with log.open("w") as said:
+            process = self.start("server", *command, env={**os.environ, **(environment or {})}, stdout=said, stderr=said)
+        tables = [Path(f"/proc/{self._holders['server'].pid}/net/{name}") for name in ("tcp", "tcp6")]
         end = monotonic() + deadline_s
-        tables = [Path(f"/proc/{self._holders[where].pid}/net/{name}") for name in ("tcp", "tcp6")]
         while not any(_listens(table, port) for table in tables):
-            if monotonic() > end:
-                raise TimeoutError(f"nothing listens on port {port} of the {where} after {deadline_s:g} s")
+            if process.poll() is not None or monotonic() > end:
+                raise ServerFailed(f"{' '.join(command)} does not listen on port {port}: {log.read_text()[-1_000:]}")
             sleep(0.05)
 
     def make(self) -> None:

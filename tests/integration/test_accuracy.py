@@ -16,7 +16,7 @@ from bench.accuracy import iperf3
 from bench.accuracy.engines import ENGINES, usable
 from bench.accuracy.lines import parse
 from bench.accuracy.outcome import Outcome
-from bench.accuracy.testbed import ROOT, SERVER, Bed, NotAllowed, laid
+from bench.accuracy.testbed import ROOT, SERVER, Bed, NotAllowed, ServerFailed, laid
 from bench.accuracy.watch import DIRECTIONS
 
 PROBES = 2_000
@@ -108,6 +108,12 @@ def test_a_line_has_the_delay_and_the_loss_that_were_asked_for() -> None:
     assert lost / PROBES == pytest.approx(1 - 0.98**2, abs=0.01)
     assert min(taken) >= 0.020
     assert median(taken) < 0.021
+
+
+def test_a_server_that_does_not_come_up_is_told_at_once() -> None:
+    """With what it said: not after the deadline, and not as an engine that cannot reach it."""
+    with line("unshaped") as bed, pytest.raises(ServerFailed, match=r"does not listen on port 9: no such thing"):
+        bed.serve(9, sys.executable, "-c", "raise SystemExit('no such ' + 'thing')", deadline_s=600)
 
 
 def test_a_testbed_does_not_outlive_its_owner() -> None:
