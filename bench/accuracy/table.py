@@ -90,7 +90,8 @@ def _remarks(outcomes: list[Outcome]) -> str:
     remarks = [f"{len(failures)} failed: {failures[0].splitlines()[-1]}"] if failures else []
     if (loss := _middle(each.loss for each in outcomes)) is not None:
         remarks.append(f"loss {loss * 100:.2f} %")
-    return "; ".join(remarks + sorted({each.limit for each in outcomes if each.limit})).replace("|", "/")
+    limits = sorted({f"limited by {each.limit}" for each in outcomes if each.limit})
+    return "; ".join(remarks + limits).replace("|", "/")
 
 
 def _middle(values: Iterable[float | None]) -> float | None:

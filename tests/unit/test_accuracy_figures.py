@@ -116,7 +116,7 @@ def test_the_table_says_medians_and_what_failed(tmp_path: Path) -> None:
     assert cells[:4] == ["20/5, 10ms", "`http`", "7", "19.1 / 19.1"]
     assert cells[5] == "**0.0 %** (−1.0 % to +1.0 %)"
     assert cells[7:11] == ["1.0", "5", "10", "10.3"]
-    assert cells[13] == "4 failed: it / broke; line"
+    assert cells[13] == "4 failed: it / broke; limited by line"
     assert len(table.HEADINGS) == len(cells)
     (speedtest,) = [line for line in text.splitlines() if "`speedtest`" in line]
     assert " – | – " in speedtest
