@@ -12,8 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from services.runner import speedtest_process
-from services.runner.probes import load
+from services.runner.probes import load, speedtest
 from services.runner.probes.speedtest import SpeedtestOptions, measure
 from shared.errors import ProbeError
 from shared.events import Measurement
@@ -33,7 +32,7 @@ def children() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if speedtest_process.CHILD in process.cmdline():
+            if speedtest.CHILD in process.cmdline():
                 found.append(process)
         except psutil.Error:
             continue
@@ -420,7 +419,7 @@ async def test_a_child_gone_mad_is_ended(tmp_path: Path, monkeypatch: pytest.Mon
     """What a child writes is read within limits, and only if it is a message."""
     (tmp_path / "gone_mad.py").write_text(program)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(speedtest_process, "CHILD", "gone_mad")
+    monkeypatch.setattr(speedtest, "CHILD", "gone_mad")
     with pytest.raises(ProbeError, match=text) as caught:
         await load("speedtest").run({}, nothing)
     assert caught.value.kind == "crashed"

@@ -1,24 +1,40 @@
 """The engine `speedtest`: speedtest.net through the library speedtest-cli, which runs in a process of its own.
 
 The library starts threads that nobody can cancel, waits without end and takes error pages for measurements. The child
-(`services.runner.speedtest_child`) keeps account of what its requests really came to; this side gives the child its
-order, reads its messages within limits, and ends it on time, when cancelled, and always at the end.
+(`services.runner.speedtest_child`) keeps account of what its requests really came to; this side
+(`services.runner.child`) gives the child its order, reads its messages within limits, and ends it on time, when
+cancelled, and always at the end.
 """
 
-import asyncio
 import math
 from importlib.metadata import version
 from ipaddress import IPv4Address, IPv6Address
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from services.runner.child import Child
 from services.runner.probes import Options, Report
-from services.runner.speedtest_process import Answer, Child, Failure
-from shared.errors import ProbeError
-from shared.events import Client, Measurement, Server
+from shared.events import Bytes, Client, Measurement, Positive, Server
 
+CHILD = "services.runner.speedtest_child"
 ServerIds = Annotated[tuple[Annotated[int, Field(ge=1, lt=2**31)], ...], Field(max_length=1_000)]
+
+
+class Answer(BaseModel):
+    """The measurement; what the servers said of themselves is as they said it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["answer"]
+    latency_s: Positive
+    download_bps: Positive | None = None
+    download_bytes: Bytes | None = None
+    upload_bps: Positive | None = None
+    upload_bytes: Bytes | None = None
+    server: dict[str, str]
+    client: dict[str, str]
+    details: dict[str, Any]
 
 
 class SpeedtestOptions(Options):
@@ -48,21 +64,10 @@ async def measure(options: SpeedtestOptions, report: Report) -> Measurement:
     Raises: ProbeError of the kinds `unreachable`, `timeout`, `refused`, `bad_answer`, `redirected`, `truncated`,
     `unconfirmed` (uploads), `no_server`, `byte_limit`, `misconfigured`, `crashed`.
     """
-    child = Child(report)
-    try:
-        async with asyncio.timeout(options.deadline_s):
-            last = await child.run(options.model_dump(mode="json", exclude={"deadline_s"}), options.deadline_s + 5)
-    except TimeoutError:
-        last = Failure(
-            type="failure", kind="timeout", message=f"the run was not over after {options.deadline_s:g} s; its last phase was {child.phase}"
-        )
-    finally:
-        await child.end()
+    child = Child(CHILD, "speedtest", Answer, report)
     engine_version = f"speedtest-cli {version('speedtest-cli')}"
-    if isinstance(last, Answer):
-        return _measurement(last, engine_version, child.log())
-    failure = last or child.crashed()
-    raise ProbeError(failure.kind, failure.message, log=child.log(), engine_version=engine_version)
+    answer = await child.measure(options.model_dump(mode="json", exclude={"deadline_s"}), options.deadline_s, engine_version)
+    return _measurement(answer, engine_version, child.log())
 
 
 def _measurement(answer: Answer, engine_version: str, log: str) -> Measurement:

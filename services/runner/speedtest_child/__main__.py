@@ -8,10 +8,12 @@ import threading
 import time
 from typing import Any
 
-from services.runner.speedtest_child.audit import Audit, Failed
-from services.runner.speedtest_child.process import ADDRESS_SPACE_BYTES, Channel, confine
+from services.runner.confined import Channel, Failed, confine
+from services.runner.speedtest_child.audit import Audit
 from services.runner.speedtest_child.run import Order, Run
 
+ADDRESS_SPACE_BYTES = 2**30
+"""The library's own need is about 300 MB; more is a server that feeds it without end."""
 LOOK_EVERY_S = 0.05
 REPORT_EVERY = 5
 """Every so many looks: four times a second."""
@@ -22,7 +24,7 @@ def main() -> None:
     """Run one speed test."""
     channel = Channel()
     command: dict[str, Any] = json.load(sys.stdin)
-    confine(command.pop("parent"), command.pop("seconds"))
+    confine(command.pop("parent"), command.pop("seconds"), ADDRESS_SPACE_BYTES)
     order = Order(**command)
     audit = Audit()
     threading.excepthook = lambda raised: _give_up(channel, raised.exc_value)

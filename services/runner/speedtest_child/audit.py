@@ -13,14 +13,6 @@ TOLERATED_SHARE = 0.1
 UNREACHABLE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTDOWN, errno.ENETDOWN}
 
 
-class Failed(Exception):
-    """The run ends without a measurement; `kind` and message become those of the ProbeError."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
 @dataclass(frozen=True)
 class Problem:
     """Why a request did not do what it was made for."""

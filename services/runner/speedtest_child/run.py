@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from services.runner.speedtest_child.audit import Audit, Failed, Problem, Transfer, is_troubled, problems_of
+from services.runner.confined import LONGEST_TEXT, Channel, Failed
+from services.runner.speedtest_child.audit import Audit, Problem, Transfer, is_troubled, problems_of
 from services.runner.speedtest_child.connections import watched
 from services.runner.speedtest_child.opener import Opener
-from services.runner.speedtest_child.process import LONGEST_TEXT, Channel
 
 NO_LATENCY_MS = 60_000
 """The library counts an hour for a request that failed: from here on its ping is no ping."""

@@ -1,4 +1,7 @@
-"""The child process of the engine `speedtest`, as its parent sees it: started, listened to within limits, and ended."""
+"""A child process that measures, as its parent sees it: started, listened to within limits, and ended.
+
+The other side of it is `services.runner.confined`.
+"""
 
 import asyncio
 import contextlib
@@ -9,14 +12,13 @@ import sys
 from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import PIPE, Process
 from collections import deque
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from services.runner.probes import Report
-from shared.events import Bytes, Positive
+from shared.errors import ProbeError
 
-CHILD = "services.runner.speedtest_child"
 LOG_CHARACTERS = 8_000
 LINE_BYTES = 65_536
 OUTPUT_BYTES = 4 * 2**20
@@ -49,46 +51,57 @@ class Failure(BaseModel):
     message: Annotated[str, Field(min_length=1, max_length=1_000)]
 
 
-class Answer(BaseModel):
-    """The measurement; what the servers said of themselves is as they said it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    type: Literal["answer"]
-    latency_s: Positive
-    download_bps: Positive | None = None
-    download_bytes: Bytes | None = None
-    upload_bps: Positive | None = None
-    upload_bytes: Bytes | None = None
-    server: dict[str, str]
-    client: dict[str, str]
-    details: dict[str, Any]
+Answer = TypeVar("Answer", bound=BaseModel)
+"""What a child measured: a model whose `type` is the literal `answer`."""
 
 
-_MESSAGE: TypeAdapter[Progress | Log | Failure | Answer] = TypeAdapter(
-    Annotated[Progress | Log | Failure | Answer, Field(discriminator="type")]
-)
-
-
-class Child:
+class Child(Generic[Answer]):
     """The child process, and what it has said so far."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, module: str, name: str, answer: type[Answer], report: Report) -> None:
+        """Name the module to run, what people call the process, and the model of its answer."""
         self.phase = "connecting"
+        self._module, self._name = module, name
+        messages: Any = Annotated[Progress | Log | Failure | answer, Field(discriminator="type")]
+        self._message: TypeAdapter[Any] = TypeAdapter(messages)
         self._report = report
         self._said: deque[str] = deque(maxlen=200)
         self._errors = b""
         self._process: Process | None = None
         self._listening: asyncio.Task[None] | None = None
 
-    async def run(self, order: dict[str, Any], seconds: float) -> Answer | Failure | None:
+    async def measure(self, order: dict[str, Any], deadline_s: float, engine_version: str) -> Answer:
+        """Run the child within a deadline and return its answer; when this returns or is cancelled, the child is gone.
+
+        Raises: ProbeError, whatever it was that came instead.
+        """
+        try:
+            async with asyncio.timeout(deadline_s):
+                last = await self._run(order, deadline_s + 5)
+        except TimeoutError:
+            late = f"the run was not over after {deadline_s:g} s; its last phase was {self.phase}"
+            last = Failure(type="failure", kind="timeout", message=late)
+        finally:
+            await self._end()
+        if last is None:
+            last = self._crashed()
+        if isinstance(last, Failure):
+            raise ProbeError(last.kind, last.message, log=self.log(), engine_version=engine_version)
+        return last
+
+    def log(self) -> str:
+        """Return the end of what the child said, its stderr last."""
+        errors = self._errors.decode(errors="replace").strip()
+        return "\n".join([*self._said, *([errors] if errors else [])]).replace("\x00", "")[-LOG_CHARACTERS:]
+
+    async def _run(self, order: dict[str, Any], seconds: float) -> Answer | Failure | None:
         """Start the child and return its last word, None when it ends without one.
 
         Should it outlive this process, it ends itself after so many seconds.
         """
         self._process = process = await asyncio.create_subprocess_exec(
-            # the library is full of what Python deprecates: not for the eyes of people who measure
-            *(sys.executable, "-W", "ignore", "-m", CHILD),
+            # what a library does that Python deprecates is not for the eyes of people who measure
+            *(sys.executable, "-W", "ignore", "-m", self._module),
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,
@@ -107,7 +120,7 @@ class Child:
             await asyncio.wait_for(process.wait(), GOODBYE_S)
         return last
 
-    async def end(self) -> None:
+    async def _end(self) -> None:
         """Kill whatever is left of the child's process group and wait until it is gone."""
         process = self._process
         if process is None:
@@ -122,19 +135,14 @@ class Child:
             await self._listening
         await process.wait()
 
-    def log(self) -> str:
-        """Return the end of what the child said, its stderr last."""
-        errors = self._errors.decode(errors="replace").strip()
-        return "\n".join([*self._said, *([errors] if errors else [])]).replace("\x00", "")[-LOG_CHARACTERS:]
-
-    def crashed(self) -> Failure:
+    def _crashed(self) -> Failure:
         """Return the failure of a child that ended without a word."""
         code = self._process.returncode if self._process else None
         errors = self._errors.decode(errors="replace").strip().splitlines()
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
         tail = f": {errors[-1][:300]}" if errors else ""
         return Failure(
-            type="failure", kind="crashed", message=f"the speedtest process {how} in its phase {self.phase}, without an answer{tail}"
+            type="failure", kind="crashed", message=f"the {self._name} process {how} in its phase {self.phase}, without an answer{tail}"
         )
 
     async def _listen(self, stdout: StreamReader) -> Answer | Failure | None:
@@ -143,20 +151,20 @@ class Child:
             try:
                 line = await stdout.readline()
             except ValueError:
-                return _mad(f"wrote a line longer than {LINE_BYTES} bytes")
+                return self._mad(f"wrote a line longer than {LINE_BYTES} bytes")
             total += len(line)
             if not line:
                 return None
             if total > OUTPUT_BYTES:
-                return _mad(f"wrote more than {OUTPUT_BYTES} bytes")
+                return self._mad(f"wrote more than {OUTPUT_BYTES} bytes")
             try:
-                message = _MESSAGE.validate_json(line)
+                message = self._message.validate_json(line)
             except ValidationError as error:
-                return _mad(f"wrote what is no message of its own: {error.errors()[0]['msg']}")
-            if isinstance(message, Answer | Failure):
-                return message
+                return self._mad(f"wrote what is no message of its own: {error.errors()[0]['msg']}")
             if isinstance(message, Log):
                 self._said.append(message.text)
+            elif not isinstance(message, Progress):
+                return cast("Answer | Failure", message)
             else:
                 self.phase = message.phase
                 self._report(message.phase, fraction=message.fraction, rate_bps=message.rate_bps)
@@ -165,6 +173,5 @@ class Child:
         while some := await stderr.read(LINE_BYTES):
             self._errors = (self._errors + some)[-LOG_CHARACTERS:]
 
-
-def _mad(what: str) -> Failure:
-    return Failure(type="failure", kind="crashed", message=f"the speedtest process {what}")
+    def _mad(self, what: str) -> Failure:
+        return Failure(type="failure", kind="crashed", message=f"the {self._name} process {what}")

@@ -1,4 +1,4 @@
-"""What this process is allowed, and its way to speak."""
+"""What a child process that measures is allowed, and its way to speak; its parent is `services.runner.child`."""
 
 import contextlib
 import ctypes
@@ -10,22 +10,28 @@ import sys
 import threading
 from typing import Any
 
-ADDRESS_SPACE_BYTES = 2**30
-"""The library's own need is about 300 MB; more is a server that feeds it without end."""
 STACK_BYTES = 256 * 1024
-"""Instead of 8 MB: the library starts a thread per request."""
+"""Instead of 8 MB: a library may start a thread per request."""
 LONGEST_TEXT = 1_000
 LINES = 200
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
-def confine(parent: int, seconds: float) -> None:
+class Failed(Exception):
+    """The run ends without a measurement; `kind` and message become those of the ProbeError."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def confine(parent: int, seconds: float, address_space_bytes: int) -> None:
     """Limit this process: in memory, in time, and in life to that of its parent.
 
     The parent ends it on time; the alarm is for where a process cannot ask to die with its parent (macOS).
     """
     with contextlib.suppress(ValueError, OSError):  # macOS knows no such limit, and a lower one may be set already
-        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+        resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes, address_space_bytes))
     threading.stack_size(STACK_BYTES)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     if sys.platform == "linux":
