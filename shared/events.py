@@ -38,6 +38,11 @@ Text = Annotated[str, StringConstraints(max_length=1_000), AfterValidator(_stora
 Log = Annotated[str, StringConstraints(max_length=16_000), AfterValidator(_storable)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Grade = Literal["A+", "A", "B", "C", "D", "F"]
+"""Less than 5, 30, 60, 200, 400 ms of latency that load adds, or more."""
+Limit = Literal["line", "host", "loss"]
+Confidence = Literal["reliable", "indicative", "underestimates"]
 Trigger = Literal["schedule", "catch_up", "manual"]
 Overlap = Literal["queue_all", "queue_one", "skip", "cancel_other"]
 """What becomes of a run whose line is busy: it waits; waits unless another one does; ends as `skipped`; or the others are cut short."""
@@ -166,7 +171,22 @@ class Measurement(Event):
     """Idle round-trip time."""
     jitter_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     packet_loss: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The share of packets lost, 0 to 1."""
+    """The share of packets lost on the way, 0 to 1; not those that a full line drops."""
+    download_latency_s: Positive | None = None
+    """Round-trip time while the download fills the line: the median."""
+    upload_latency_s: Positive | None = None
+    """The same while an upload does."""
+    responsiveness_rpm: Positive | None = None
+    """Round trips per minute under load, of both directions the lower one (draft-ietf-ippm-responsiveness)."""
+    bufferbloat_grade: Grade | None = None
+    """A letter for the latency that load adds."""
+    download_spread: Share | None = None
+    """How far the rate varied while it was measured: the range of the middle half of its slices as a share of their median."""
+    upload_spread: Share | None = None
+    limited_by: Limit | None = None
+    """What held the rates back; other than `line`, the line may carry more."""
+    confidence: Confidence | None = None
+    """How far the rates are to be believed."""
     download_bytes: Bytes | None = None
     upload_bytes: Bytes | None = None
     server: Server = Server()

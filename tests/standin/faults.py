@@ -77,7 +77,31 @@ def unread_500(exchange: "Exchange") -> None:
     exchange.head(500, length=0)
 
 
-FAULTS: dict[str, Callable[["Exchange"], None]] = {
-    each.__name__.replace("_", "-"): each
-    for each in (drip, endless, gzip_bomb, slow, redirect, html200, truncate, never_read, close, garbage, unread_500)
-}
+def endless_head(exchange: "Exchange") -> None:
+    """Send headers without end."""
+    exchange.write(b"HTTP/1.1 200 OK\r\n")
+    while exchange.open():
+        exchange.write(b"X-More: " + b"x" * 1_000 + b"\r\n")
+
+
+def early(exchange: "Exchange") -> None:
+    """Answer that all is well at once, without reading what the client sends."""
+    exchange.head(200, length=0)
+    exchange.wait(60)
+
+
+def too_long(exchange: "Exchange") -> None:
+    """Send more than the length that was announced."""
+    exchange.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (2**20) + bytes(2**20 + 65_536))
+    exchange.wait(60)
+
+
+def bad_chunks(exchange: "Exchange") -> None:
+    """Send a body in chunks whose sizes are no numbers."""
+    exchange.head(200, headers={"Transfer-Encoding": "chunked"})
+    exchange.write(b"4\r\nfour\r\nmany\r\nmore\r\n")
+
+
+_SIMPLE = (drip, endless, gzip_bomb, slow, redirect, html200, truncate, never_read, close, garbage, unread_500)
+_OF_HTTP = (endless_head, early, too_long, bad_chunks)
+FAULTS: dict[str, Callable[["Exchange"], None]] = {each.__name__.replace("_", "-"): each for each in (*_SIMPLE, *_OF_HTTP)}

@@ -107,6 +107,10 @@ class StandIn:
         number = self.count(route)
         return fault if fault and int(number * share) > int((number - 1) * share) else None
 
+    def converse(self, connection: socket.socket) -> None:
+        """Answer one request."""
+        Exchange(self, connection).answer()
+
     def _start(self, target: object, *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
         with self._lock:
@@ -127,7 +131,7 @@ class StandIn:
         try:
             with connection, contextlib.suppress(OSError, ValueError):
                 connection.settimeout(60)
-                Exchange(self, connection).answer()
+                self.converse(connection)
         finally:
             with self._lock:
                 self._connections.discard(connection)
@@ -135,6 +139,9 @@ class StandIn:
 
 class Exchange:
     """One request and its answer."""
+
+    keeps_open = False
+    """Whether another request may follow on the connection."""
 
     def __init__(self, standin: StandIn, connection: socket.socket) -> None:
         """Read the request's head."""
@@ -153,14 +160,20 @@ class Exchange:
         self.method, self.target, _ = lines[0].split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
         self.body_bytes = int(headers.get("content-length", 0))
-        self.route = _route(self.method, self.target)
+        self.route = self.routed()
         standin.requests.append((self.route, self.target))
+
+    def routed(self) -> str:
+        """Return what of the protocol the request is."""
+        return _route(self.method, self.target)
 
     def answer(self) -> None:
         """Answer as ordered."""
         fault = self._standin.meets_fault(self.route)
         if fault is None:
             self.serve()
+            if self.keeps_open:
+                return
         elif fault in STATUSES:
             self.drain()
             self.head(int(fault), length=len(PORTAL) if fault != "204" else 0)
@@ -177,16 +190,16 @@ class Exchange:
     def serve(self) -> None:
         """Answer as speedtest.net would."""
         if self.route == "config":
-            self._send(self._standin.world.configuration())
+            self.send(self._standin.world.configuration())
         elif self.route == "servers":
-            self._send(self._standin.world.server_list(self.host))
+            self.send(self._standin.world.server_list(self.host))
         elif self.route == "latency":
-            self._send(b"test=test\n")
+            self.send(b"test=test\n")
         elif self.route == "download":
             self._image()
         elif self.route == "upload":
             self.drain()
-            self._send(b"size=%d" % self.body_bytes)
+            self.send(b"size=%d" % self.body_bytes)
         elif self.route == "portal":
             self.portal()
         else:  # CONNECT among them: there is no https here
@@ -199,7 +212,7 @@ class Exchange:
 
     def head(self, status: int, *, length: int | None = None, headers: dict[str, str] | None = None) -> None:
         """Send the head of the answer."""
-        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Connection: close"]
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *([] if self.keeps_open else ["Connection: close"])]
         if length is not None:
             lines.append(f"Content-Length: {length}")
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
@@ -237,7 +250,8 @@ class Exchange:
         poll.register(self._connection, select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0))
         return bool(poll.poll(wait_ms))
 
-    def _send(self, body: bytes) -> None:
+    def send(self, body: bytes) -> None:
+        """Answer with a body."""
         self.head(200, length=len(body), headers={"Content-Type": "text/plain"})
         self.write(body[: int(len(body) * self.cut)])
 

@@ -20,6 +20,7 @@ from shared.events import Measurement
 GROUP = "refresher.probes"
 BUILT_IN = {
     "connectivity": "services.runner.probes.connectivity:measure",
+    "http": "services.runner.probes.http:measure",
     "iperf3": "services.runner.probes.iperf3:measure",
     "ndt7": "services.runner.probes.ndt7:measure",
     "noop": "services.runner.probes.noop:measure",

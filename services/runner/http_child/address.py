@@ -1,0 +1,99 @@
+"""From a URL to where its server is: resolved once, and the same address for every connection of a run."""
+
+import socket
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from services.runner.confined import Failed
+from services.runner.http_child.connection import Connection, Endpoint
+from services.runner.http_child.order import Order
+from services.runner.http_child.tasks import Loop, Steps
+
+_FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A server's address for people and for requests."""
+
+    url: str
+    host: str
+    """With the port where it is not the scheme's own: the header Host."""
+    path: str
+    """Without a slash at its end."""
+    endpoint: Endpoint
+
+    def at(self, target: str) -> str:
+        """Return the target of a request for what lies under the path."""
+        return f"{self.path}/{target}"
+
+
+def find(loop: Loop, url: str, order: Order) -> Place:
+    """Resolve a URL's host, and take the first of its addresses that can be connected to.
+
+    Raises: Failed: `misconfigured`, `unreachable`.
+    """
+    problem = None
+    for place in _places(url, order):
+        try:
+            loop.finish(_try(place.endpoint))
+        except Failed as failed:
+            if failed.kind != "unreachable":
+                raise
+            problem = failed
+        else:
+            return place
+    raise problem or Failed("unreachable", f"{url[:200]} has no address")
+
+
+def look_up(url: str, order: Order) -> Place:
+    """Resolve a URL's host, and take the first of its addresses untried.
+
+    Raises: Failed: `misconfigured`, `unreachable`.
+    """
+    return next(iter(_places(url, order)))
+
+
+def _places(url: str, order: Order) -> list[Place]:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise Failed("misconfigured", f"{url[:200]} is no address of a server: it begins with http:// or https:// and has a host")
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        raise Failed("misconfigured", f"{url[:200]} has no port that can be used") from None
+    tls = _trust(order.ca_file) if parts.scheme == "https" else None
+    base = Endpoint(parts.hostname, socket.AF_UNSPEC, (), order.timeout_s, tls, order.source_address, order.interface)
+    path, host = parts.path.rstrip("/"), parts.netloc.rpartition("@")[2]
+    return [
+        Place(f"{parts.scheme}://{host}{path}", host, path, replace(base, family=family, address=address))
+        for family, address in _resolved(base.host, port, order)
+    ]
+
+
+def _resolved(host: str, port: int, order: Order) -> Sequence[tuple[int, tuple[Any, ...]]]:
+    family = _FAMILIES[order.ip_version]
+    if order.source_address:
+        family = socket.AF_INET6 if ":" in order.source_address else socket.AF_INET
+    try:
+        return [(each[0], each[4]) for each in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)][:6]
+    except (OSError, UnicodeError) as error:
+        raise Failed("unreachable", f"{host} cannot be resolved: {error}") from None
+
+
+def _try(endpoint: Endpoint) -> Steps[None]:
+    connection = Connection(endpoint)
+    try:
+        yield from connection.open()
+    finally:
+        connection.close()
+
+
+def _trust(ca_file: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise Failed("misconfigured", f"ca_file {ca_file} cannot be used: {error}") from None

@@ -1,0 +1,240 @@
+"""A load in one direction: streams are added while they bring more, then its rate is measured until it is sure."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+
+from services.runner.confined import Channel, Failed
+from services.runner.http_child.slices import AGREE, GROWING, STILL_RISING, Growth, Mark, disagreement, rate_bps, spread
+from services.runner.http_child.streams import Stream
+from services.runner.http_child.tasks import Loop, Task
+from services.runner.http_child.tcp_info import TcpInfo
+
+REPORT_EVERY_S = 0.25
+SHORT_SLICE_S = 0.01
+SLICE_SHARE = 0.01
+LEAST_SLICES = 8
+STEADY_WITHIN = 0.1
+WINDOW_BITS = 64 * 1_448 * 8
+NO_QUEUE_S = 0.005
+LOOK_BACK_S = 1.0
+SLOW_BPS = 3e6
+"""A line so slow is filled by the first streams, whatever it loses; what more of them bring cannot be told from chance."""
+LEAST_BYTES = 16_384
+"""What carries less in a whole phase is slower than any line: a server that drips."""
+ALIVE_SHARE = 0.75
+"""So many of the streams must last."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long and how much."""
+
+    longest_s: float
+    shortest_s: float
+    """How long the rate is measured at least, once the line is warm."""
+    max_bytes: int
+    slice_s: float
+    first_streams: int
+    most_streams: int
+    silence_s: float
+    """Nothing may arrive for so long."""
+    round_trip_s: float
+    added_s: Callable[[float], float | None]
+    """Returns by how much latency since a moment lies above that of the idle line, None when too little is known."""
+    carried: Callable[[], int]
+    """Counts the bytes that have got to the other side of the line, the load's and those of the probes beside it."""
+
+
+@dataclass
+class Loaded:
+    """What a load came to. `began` and `ended` bound what was measured, on the monotonic clock."""
+
+    rate_bps: float = 0
+    spread: float = 0
+    disagreement: float = 0
+    carried_bytes: int = 0
+    streams: int = 0
+    warm_up_s: float = 0
+    began: float = 0
+    ended: float = 0
+    slices: int = 0
+    stopped_by: str = "time"
+    """`sure`, `time` or `bytes`."""
+    rising: bool = False
+    """More streams still brought more: loss, or a limit per connection, held each of them back."""
+    cpu_share: float = 0
+    """The processor time of this process in what was measured."""
+    stalled_share: float | None = None
+    """How much of the time the streams were held back by the windows of the hosts (TCP_INFO)."""
+    retransmitted_share: float | None = None
+
+
+class Load:
+    """One direction under load."""
+
+    def __init__(self, loop: Loop, phase: str, make: Callable[[], Stream], limits: Limits, channel: Channel) -> None:
+        self._loop, self._phase, self._make, self._limits, self._channel = loop, phase, make, limits, channel
+        self._streams: list[tuple[Stream, Task]] = []
+        self._marks: list[Mark] = []
+        self._loaded = Loaded()
+        self._infos: list[TcpInfo | None] = []
+        self._moved_at = self._reported_at = 0.0
+        self._slice_s = limits.slice_s
+
+    def run(self, enough: Callable[[float], bool]) -> Loaded:
+        """Load the line and measure; `enough` says of the moment since which it is measured whether the rest knows enough too.
+
+        Raises: Failed.
+        """
+        self._moved_at = self._began = time.monotonic()
+        self._before = self._limits.carried()
+        self._add(self._limits.first_streams)
+        try:
+            self._mark()
+            self._warm_up()
+            while not self._measure(enough):
+                self._warm_up()
+            return self._result()
+        finally:
+            for _, task in self._streams:
+                self._loop.stop(task)
+
+    def _add(self, count: int) -> None:
+        for _ in range(count):
+            stream = self._make()
+            self._streams.append((stream, self._loop.start(stream.steps)))
+
+    def _warm_up(self) -> None:
+        """Wait for the end of slow start, and add streams for as long as they bring more."""
+        limits, reached = self._limits, 0.0
+        growth, lost = Growth(self._window(0)), 0
+        while not self._over(0.6 * limits.longest_s):
+            growth.rates.append(self._slice())
+            growth.window = self._window(fmean(growth.rates[-growth.window :]))
+            now_reached = growth.plateau()
+            if now_reached is None or not all(stream.warm for stream, _ in self._streams):
+                continue
+            count = len(self._streams)
+            more_wanted = now_reached > reached * GROWING or self._is_held_back(self._marks[-growth.window][0], lost)
+            self._loaded.rising = more_wanted and reached > SLOW_BPS
+            if not more_wanted or count >= limits.most_streams or now_reached < SLOW_BPS:
+                break
+            self._add(min(count, limits.most_streams - count))
+            growth, reached, lost = Growth(growth.window), now_reached, self._holes()
+        self._start_measuring(len(self._marks) - 1)
+
+    def _is_held_back(self, since: float, lost: int) -> bool:
+        """Tell whether packets are lost though no queue stands in front of the line: loss keeps these streams from filling it."""
+        added_s = self._limits.added_s(since)
+        return added_s is not None and added_s < NO_QUEUE_S and self._holes() > lost
+
+    def _holes(self) -> int:
+        infos = [stream.connection.info() for stream, _ in self._streams]
+        return sum(info.rcv_ooopack if self._phase == "download" else info.total_retrans for info in infos if info)
+
+    def _start_measuring(self, first: int) -> None:
+        self._first = first
+        self._infos = [stream.connection.info() for stream, _ in self._streams]
+        self._lost = self._holes()
+
+    def _measure(self, enough: Callable[[float], bool]) -> bool:
+        """Measure until it is sure, or time or bytes are used up; return False where more streams were needed after all."""
+        while not self._over(self._limits.longest_s):
+            self._slice()
+            marks = self._marks[self._first :]
+            measured_s, count = marks[-1][0] - marks[0][0], len(self._streams)
+            if (
+                measured_s >= LOOK_BACK_S
+                and count < self._limits.most_streams
+                and self._is_held_back(marks[-1][0] - LOOK_BACK_S, self._lost)
+            ):
+                self._add(min(count, self._limits.most_streams - count))
+                return False
+            if len(marks) <= 2 * LEAST_SLICES or measured_s < self._limits.shortest_s:
+                continue
+            rise = disagreement(marks)
+            if abs(rise) < AGREE and enough(marks[0][0]):
+                self._loaded.stopped_by = "sure"
+                return True
+            if 1 + rise > STILL_RISING:  # it was not warm yet
+                self._start_measuring(self._first + len(marks) // 2)
+        return True
+
+    def _over(self, longest_s: float) -> bool:
+        if self._marks[-1][1] >= self._limits.max_bytes:
+            self._loaded.stopped_by = "bytes"
+            return True
+        return time.monotonic() - self._began >= longest_s
+
+    def _slice(self) -> float:
+        """Let a slice of time pass and return its rate in bit/s.
+
+        Raises: Failed when the streams have failed, or nothing has moved for too long.
+        """
+        before_at, before, _ = self._marks[-1]
+        self._loop.run(before_at + self._slice_s)
+        now, carried, _ = self._mark()
+        if carried - before > SLICE_SHARE * self._limits.max_bytes:  # a line so fast that there would be few of them
+            self._slice_s = min(self._slice_s, SHORT_SLICE_S)
+        self._look_after(now, moved=carried > before)
+        rate_bps = (carried - before) * 8 / (now - before_at)
+        if now - self._reported_at >= REPORT_EVERY_S:
+            self._reported_at = now
+            fraction = min(1.0, (now - self._began) / self._limits.longest_s)
+            self._channel.send("progress", phase=self._phase, fraction=fraction, rate_bps=rate_bps)
+        return rate_bps
+
+    def _mark(self) -> Mark:
+        mark = (time.monotonic(), self._limits.carried() - self._before, time.process_time())
+        self._marks.append(mark)
+        return mark
+
+    def _look_after(self, now: float, *, moved: bool) -> None:
+        failed = [task.problem for _, task in self._streams if task.problem]
+        if len(failed) > (1 - ALIVE_SHARE) * len(self._streams):
+            raise failed[0]
+        if moved:
+            self._moved_at = now
+        elif now - self._moved_at > self._limits.silence_s:
+            kind = "timeout" if self._phase == "download" else "unconfirmed"
+            raise Failed(kind, f"the {self._phase} stood still: not one byte arrived for {self._limits.silence_s:g} s")
+
+    def _window(self, rate_bps: float) -> int:
+        """Return how many slices make two round trips, and carry enough packets that a tenth of them is no chance."""
+        seconds = max(2 * self._limits.round_trip_s, WINDOW_BITS / rate_bps if rate_bps else 0)
+        return max(4, math.ceil(seconds / self._slice_s))
+
+    def _result(self) -> Loaded:
+        loaded, marks = self._loaded, self._marks[self._first :]
+        carried = self._marks[-1][1]
+        if len(marks) <= LEAST_SLICES:
+            reason = f"the {self._phase} had not got up to speed when its share of max_bytes, {self._limits.max_bytes} bytes, was used up"
+            raise Failed("byte_limit", f"{reason}: allow more")
+        if self._loaded.stopped_by == "bytes" and abs(disagreement(marks)) > STEADY_WITHIN:
+            reason = f"the {self._phase} had not become steady when its share of max_bytes, {self._limits.max_bytes} bytes, was used up"
+            raise Failed("byte_limit", f"{reason}: allow more")
+        if carried < LEAST_BYTES:
+            raise Failed("bad_answer", f"the {self._phase} came to {carried} bytes in {self._limits.longest_s:g} s: that is no measurement")
+        first, last = marks[0], marks[-1]
+        loaded.rate_bps, loaded.spread, loaded.disagreement = rate_bps(marks), spread(marks), disagreement(marks)
+        loaded.carried_bytes, loaded.streams, loaded.slices = carried, len(self._streams), len(marks) - 1
+        loaded.began, loaded.ended, loaded.warm_up_s = first[0], last[0], first[0] - self._began
+        loaded.cpu_share = (last[2] - first[2]) / (last[0] - first[0])
+        self._tell_of_tcp()
+        return loaded
+
+    def _tell_of_tcp(self) -> None:
+        """Work out what held the streams back, from the kernel's counters at both ends of what was measured."""
+        pairs = [(before, stream.connection.info()) for before, (stream, _) in zip(self._infos, self._streams, strict=False)]
+        known = [(before, after) for before, after in pairs if before and after and after.bytes_acked >= before.bytes_acked]
+        busy = sum(after.busy_time - before.busy_time for before, after in known)
+        sent = sum(after.data_segs_out - before.data_segs_out for before, after in known)
+        if self._phase == "download" or not busy or not sent:
+            return
+        stalled = sum(after.rwnd_limited + after.sndbuf_limited - before.rwnd_limited - before.sndbuf_limited for before, after in known)
+        self._loaded.stalled_share = stalled / busy
+        again = sum(after.total_retrans - after.dsack_dups - before.total_retrans + before.dsack_dups for before, after in known)
+        self._loaded.retransmitted_share = max(0, again) / sent

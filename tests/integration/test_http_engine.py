@@ -1,0 +1,297 @@
+"""The engine `http`, in its real process, against a stand-in for a LibreSpeed backend."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from services.runner.probes import http, load
+from services.runner.probes.http import HttpOptions, measure
+from shared.errors import ProbeError
+from shared.events import Measurement
+from tests import debian
+from tests.standin.librespeed import LibreSpeed
+from tests.testserver import TestServer
+
+BARE = {"download": False, "upload": False, "loss": False}
+LINE = {"download_bps": 40e6, "upload_bps": 20e6}
+
+
+def nothing(*_: object, **__: object) -> None:
+    """Take a report and do nothing."""
+
+
+def children() -> list[psutil.Process]:
+    """Return the processes that measure now."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if http.CHILD in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+async def until(condition: Callable[[], object], deadline_s: float = 10) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "it never came to that"
+        await asyncio.sleep(0.02)
+
+
+async def run(server: LibreSpeed, report: Callable[..., None] = nothing, **options: Any) -> Measurement:
+    """Run the engine against a stand-in, and see that no process is left."""
+    try:
+        return await load("http").run({"server": server.url, "timeout_s": 1, **options}, report)
+    finally:
+        assert children() == []
+
+
+async def test_a_line_is_measured_as_it_is() -> None:
+    """Rates, bytes, latencies, responsiveness and who is at both ends: all there, within 20 s."""
+    reported: list[tuple[str, float | None]] = []
+
+    def report(phase: str, fraction: float | None = None, rate_bps: float | None = None) -> None:
+        reported.append((phase, rate_bps))
+
+    began = time.monotonic()
+    with LibreSpeed(**LINE) as server:
+        result = await run(server, report)
+        # the stand-in's clock is coarse and it shares the machine; the test on a shaped link is the exact one
+        assert result.download_bps == pytest.approx(40e6, rel=0.05)
+        assert result.upload_bps == pytest.approx(20e6, rel=0.05)
+        assert result.download_bytes == pytest.approx(server.down.passed_bytes, rel=0.1)
+        # not what was handed to the system: what arrived, of which the server may not have read the last
+        assert server.up.passed_bytes <= result.upload_bytes < server.up.passed_bytes + 3e6
+        assert result.server.url == f"http://{server.host}"
+    assert time.monotonic() - began < 20
+    assert (result.client.address, result.client.isp) == ("192.0.2.7", "Stand-in Telecom")
+    assert 0 < result.latency_s < 0.02
+    assert result.download_latency_s > 0
+    assert result.upload_latency_s > 0
+    assert result.responsiveness_rpm > 0
+    assert result.details["congestion_control"] == "cubic"
+    assert result.details["download"]["streams"] >= 2
+    assert result.details["download"]["latency_probes"] >= 20
+    assert list(dict.fromkeys(phase for phase, _ in reported)) == ["connecting", "latency", "download", "upload", "loss"]
+    assert any(rate == pytest.approx(40e6, rel=0.5) for phase, rate in reported if phase == "download" and rate)
+
+
+async def test_only_what_is_asked_for_is_done() -> None:
+    """Without download and upload there is a latency and no rate; the address to measure from is used."""
+    with LibreSpeed() as server:
+        result = await run(server, **BARE, source_address="127.0.0.9", ip_version=4)
+        assert {route for route, _ in server.requests} == {"unknown", "latency", "config"}
+        assert server.clients == {"127.0.0.9"}
+    assert result.latency_s > 0
+    assert result.jitter_s >= 0
+    numbers = result.model_dump(include={"download_bps", "upload_bps", "packet_loss", "download_latency_s", "confidence", "limited_by"})
+    assert set(numbers.values()) == {None}
+
+
+async def test_a_body_in_chunks_and_connections_that_close_are_measured_too() -> None:
+    """PHP announces no length, and some servers close after every answer."""
+    with LibreSpeed(**LINE, chunked=True) as server:
+        assert (await run(server, upload=False)).download_bps == pytest.approx(40e6, rel=0.05)
+    with LibreSpeed(keeps_open=False) as server:
+        assert (await run(server, **BARE)).latency_s < 0.02
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Give a file with a key and the certificate for 127.0.0.1 that it signed itself."""
+    key, signed, both = tmp_path / "key.pem", tmp_path / "signed.pem", tmp_path / "both.pem"
+    openssl = debian.program("openssl", "usr/bin/openssl")
+    made = (openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=here")
+    files = ("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", signed)
+    subprocess.run([*made, *files], check=True, capture_output=True)
+    both.write_text(key.read_text() + signed.read_text())
+    return both
+
+
+async def test_https_is_verified(certificate: Path) -> None:
+    """A certificate that nobody vouches for is refused; with its authority given, the line is measured."""
+    with LibreSpeed(**LINE, certificate=certificate) as server:
+        with pytest.raises(ProbeError, match=r"is not trusted: self-signed certificate.*ca_file") as caught:
+            await run(server, **BARE)
+        assert caught.value.kind == "bad_answer"
+        result = await run(server, ca_file=str(certificate), loss=False)
+        assert result.download_bps == pytest.approx(40e6, rel=0.05)
+        assert result.upload_bps == pytest.approx(20e6, rel=0.05)
+
+
+FAULTS = {
+    "latency": {
+        "404": ("bad_answer", "no LibreSpeed backend"),
+        "429": ("refused", "too many tests"),
+        "403": ("refused", "HTTP 403"),
+        "html200": ("bad_answer", "no LibreSpeed backend"),
+        "close": ("bad_answer", "closed without an answer"),
+        "garbage": ("bad_answer", "not HTTP"),
+        "slow": ("timeout", "did not answer within 1 s"),
+        "drip": ("timeout", "not complete after 1 s"),
+        "endless": ("bad_answer", "body of more than"),
+        "endless-head": ("bad_answer", "head of more than 16 kB"),
+        "gzip-bomb": ("bad_answer", "no LibreSpeed backend"),
+    },
+    "download": {
+        "204": ("bad_answer", "HTTP 204"),
+        "404": ("bad_answer", "HTTP 404"),
+        "429": ("refused", "too many tests"),
+        "500": ("bad_answer", "HTTP 500"),
+        "redirect": ("redirected", "/portal"),
+        "html200": ("bad_answer", "page (text/html"),
+        "truncate": ("truncated", "before the whole body"),
+        "close": ("bad_answer", "closed without an answer"),
+        "garbage": ("bad_answer", "not HTTP"),
+        "slow": ("timeout", "did not answer within 1 s"),
+        "drip": ("bad_answer", "that is no measurement"),
+        "endless-head": ("bad_answer", "head of more than 16 kB"),
+        "gzip-bomb": ("bad_answer", "packed by gzip"),
+        "too-long": ("bad_answer", "head of more than 16 kB"),
+        "bad-chunks": ("bad_answer", "sizes that can be read"),
+    },
+    "upload": {
+        "403": ("refused", "HTTP 403"),
+        "404": ("bad_answer", "HTTP 404"),
+        "500": ("bad_answer", "HTTP 500"),
+        "unread-500": ("bad_answer", "HTTP 500"),
+        "redirect": ("redirected", "/portal"),
+        "close": ("bad_answer", "closed without an answer"),
+        "never-read": ("unconfirmed", "never confirmed"),
+        "slow": ("unconfirmed", "never confirmed"),
+        "endless-head": ("bad_answer", "head of more than 16 kB"),
+    },
+}
+CASES = [(route, fault, kind, text) for route, faults in FAULTS.items() for fault, (kind, text) in faults.items()]
+
+
+@pytest.mark.parametrize(("route", "fault", "kind", "text"), CASES, ids=[f"{route}-{fault}" for route, fault, _, _ in CASES])
+async def test_a_lie_becomes_a_failure(route: str, fault: str, kind: str, text: str) -> None:
+    """Whatever a server does that is no test ends soon, as a failure that names what happened."""
+    began = time.monotonic()
+    with LibreSpeed(**LINE, faults={route: fault}) as server, pytest.raises(ProbeError) as caught:
+        await run(server, download=route == "download", upload=route == "upload", loss=False)
+    assert (caught.value.kind, text in caught.value.message) == (kind, True), caught.value.message
+    assert time.monotonic() - began < 12
+    assert caught.value.engine_version == "refresher 0.1.0"
+
+
+async def test_an_endless_body_is_a_download_and_costs_no_memory() -> None:
+    """A body that never ends is what a download is made of: its rate is measured, and the child stays small."""
+    most = 0
+    with LibreSpeed(faults={"download": "endless"}) as server:
+        task = asyncio.create_task(run(server, upload=False, loss=False))
+        while not task.done():
+            for child in children():
+                try:
+                    most = max(most, child.memory_info().rss)
+                except psutil.NoSuchProcess:
+                    continue
+            await asyncio.sleep(0.05)
+        assert (await task).download_bps > 40e6
+    assert 10e6 < most < 100e6
+
+
+async def test_a_budget_of_bytes_is_kept() -> None:
+    """`max_bytes` and the light mode bound what is moved; what cannot be measured within it fails."""
+    with LibreSpeed(**LINE) as server:
+        with pytest.raises(ProbeError, match="its share of max_bytes, 1000000 bytes") as caught:
+            await run(server, max_bytes=1_000_000, upload=False)
+        assert caught.value.kind == "byte_limit"
+        assert server.down.passed_bytes < 6e6
+    with LibreSpeed(download_bps=100e6, upload_bps=50e6) as server:
+        result = await run(server, light=True)
+        assert result.download_bytes + result.upload_bytes < 60e6
+        assert server.down.passed_bytes + server.up.passed_bytes < 60e6
+        assert result.download_bps == pytest.approx(100e6, rel=0.1)
+        assert result.upload_bps == pytest.approx(50e6, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"server": "ftp://127.0.0.1/"}, "misconfigured", "begins with http:// or https://"),
+        ({"server": "http://127.0.0.1:1"}, "unreachable", "Connection refused"),
+        ({"server": "http://nowhere.invalid"}, "unreachable", "cannot be resolved"),
+        ({"source_address": "192.0.2.1"}, "misconfigured", "source_address 192.0.2.1 cannot be used"),
+        ({"interface": "none0"}, "misconfigured", "interface none0 cannot be used"),
+        ({"server": "https://127.0.0.1:1", "ca_file": "/nowhere"}, "misconfigured", "ca_file /nowhere"),
+        ({"server": None}, "misconfigured", "name a server, or a server_list"),
+    ],
+)
+async def test_what_cannot_be_used_is_named(options: dict[str, Any], kind: str, text: str) -> None:
+    """A wrong option or an address where nobody is ends before anything is measured."""
+    with pytest.raises(ProbeError, match=text) as caught:
+        await load("http").run({"server": "http://127.0.0.1:1", **options}, nothing)
+    assert caught.value.kind == kind
+
+
+async def test_the_nearest_of_a_list_is_taken() -> None:
+    """Of the servers that answer; those that do not, and entries that are none, are passed over."""
+    with LibreSpeed() as server:
+        dead = {"id": 1, "name": "Dead", "server": "//127.0.0.1:1/backend/", "dlURL": "garbage.php", "ulURL": "empty.php"}
+        live = dead | {"id": 2, "name": "Alive", "server": f"//{server.host}/backend/", "sponsorName": "Us"}
+        urls = {"pingURL": "empty.php", "getIpURL": "getIP.php"}
+        server.listed = [dead | urls, {"id": 3}, None, live | urls]
+        options = {"server_list": f"{server.url}/servers.json", **BARE}
+        result = await load("http").run(options, nothing)
+        assert (result.server.id, result.server.name, result.server.sponsor) == ("2", "Alive", "Us")
+        assert result.client.address == "192.0.2.7"
+        server.listed = [dead | urls]
+        with pytest.raises(ProbeError, match=r"of the 1 servers .* none answered") as caught:
+            await load("http").run(options, nothing)
+        assert caught.value.kind == "no_server"
+
+
+async def test_our_own_server_echoes_datagrams(tmp_path: Path) -> None:
+    """It is recognised, with its token; what it echoes tells of loss there and back, and none is lost here."""
+    secret = tmp_path / "token"
+    secret.write_text("let-me-in-if-you-please\n")
+    server = TestServer(tmp_path, token_file=str(secret))
+    try:
+        options = {"server": server.url, "download": False, "upload": False}
+        with pytest.raises(ProbeError, match="HTTP 401") as caught:
+            await load("http").run(options, nothing)
+        assert caught.value.kind == "refused"
+        result = await load("http").run({**options, "token": "let-me-in-if-you-please"}, nothing)
+    finally:
+        server.stop()
+    assert result.details["backend"] == "refresher"
+    assert result.details["echo_datagrams"] >= 2_000
+    assert (result.details["echo_lost"], result.packet_loss) == (0, 0)
+
+
+async def test_cloudflare_is_asked_as_it_wants_to_be() -> None:
+    """Where it is and who asks come from its trace; less than 100 MB at a time, for more it wants a Referer."""
+    with LibreSpeed(**LINE) as server:
+        result = await run(server, backend="cloudflare", loss=False)
+        targets = {target for _, target in server.requests}
+    assert targets == {"/cdn-cgi/trace", "/__down?bytes=0", "/__down?bytes=99000000", "/__up"}
+    assert (result.server.id, result.server.sponsor, result.client.address) == ("FRA", "Cloudflare", "192.0.2.7")
+    assert result.download_bps == pytest.approx(40e6, rel=0.05)
+    assert result.upload_bps == pytest.approx(20e6, rel=0.05)
+
+
+async def test_the_deadline_and_a_cancellation_end_a_run() -> None:
+    """Whatever the server does, the run is over on time, and when it is cancelled; no process is left behind."""
+    with LibreSpeed(faults={"latency": "slow"}) as server:
+        # shorter than a person may ask for
+        options = HttpOptions(server=server.url, timeout_s=60).model_copy(update={"deadline_s": 1.0})
+        with pytest.raises(ProbeError, match="not over after 1 s; its last phase was connecting"):
+            await measure(options, nothing)
+        assert children() == []
+        task = asyncio.create_task(measure(options.model_copy(update={"deadline_s": 60.0}), nothing))
+        await until(children)
+        (child,) = children()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not child.is_running()
