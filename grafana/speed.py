@@ -83,6 +83,15 @@ def dashboard() -> Dashboard:
     built = built.with_panel(
         _over_time("Packet loss", "packet_loss", "percentunit", "Share of the packets lost, where the engine counts them.", 8)
     )
+    built = built.with_panel(
+        _over_time("Latency under download", "download_latency_s", "s", "Round-trip time while the download fills the line.", 8)
+    )
+    built = built.with_panel(
+        _over_time("Latency under upload", "upload_latency_s", "s", "Round-trip time while the upload fills the line.", 8)
+    )
+    built = built.with_panel(
+        _over_time("Responsiveness", "responsiveness_rpm", "short", "Round trips per minute while the line is full; below 300 is poor.", 8)
+    )
     built = built.with_row(row("When it is slow"))
     built = built.with_panel(_by_hour()).with_panel(_heat_map())
     built = built.with_row(row("Runs"))
@@ -447,6 +456,7 @@ def _last_runs() -> table.Panel:
     query = f"""
     SELECT due_at AS due, site, engine, coalesce(schedule, '{BY_HAND}') AS schedule, status,
       download_bps AS download, upload_bps AS upload, latency_s AS latency, jitter_s AS jitter, packet_loss AS loss,
+      bufferbloat_grade AS grade, limited_by AS "limited by", confidence,
       concat_ws(', ', server_sponsor, server_name) AS server, failure_kind || ': ' || failure_message AS reason
     FROM results
     WHERE {WANTED}

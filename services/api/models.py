@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.events import Status, Trigger
+from shared.events import Confidence, Grade, Limit, Status, Trigger
 
 EXAMPLE: dict[str, Any] = {
     "run_id": "0b6ef0d4-4e5a-5e0e-8a7a-0f6b8a3c1d52",
@@ -29,7 +29,15 @@ EXAMPLE: dict[str, Any] = {
     "upload_bps": 38120945.1,
     "latency_s": 0.0123,
     "jitter_s": 0.0011,
-    "packet_loss": None,
+    "packet_loss": 0.0,
+    "download_latency_s": 0.0381,
+    "upload_latency_s": 0.0522,
+    "responsiveness_rpm": 1140.0,
+    "bufferbloat_grade": "B",
+    "download_spread": 0.004,
+    "upload_spread": 0.006,
+    "limited_by": "line",
+    "confidence": "reliable",
     "download_bytes": 117440512,
     "upload_bytes": 47185920,
     "server": {
@@ -112,6 +120,18 @@ class ResultView(BaseModel):
     latency_s: float | None
     jitter_s: float | None
     packet_loss: Annotated[float, Field(ge=0, le=1)] | None
+    download_latency_s: float | None
+    """Round-trip time while the download fills the line."""
+    upload_latency_s: float | None
+    responsiveness_rpm: float | None
+    """Round trips per minute under load."""
+    bufferbloat_grade: Grade | None
+    download_spread: float | None
+    """How far the rate varied: the range of the middle half of its slices as a share of their median."""
+    upload_spread: float | None
+    limited_by: Limit | None
+    """What held the rates back; other than `line`, the line may carry more."""
+    confidence: Confidence | None
     download_bytes: int | None
     upload_bytes: int | None
     server: ServerView | None
@@ -166,6 +186,9 @@ class Metrics(BaseModel):
     latency_s: Distribution | None
     jitter_s: Distribution | None
     packet_loss: Distribution | None
+    download_latency_s: Distribution | None
+    upload_latency_s: Distribution | None
+    responsiveness_rpm: Distribution | None
 
 
 _RATE: dict[str, Any] = {"count": 24, "mean": 93.1e6, "min": 71.4e6, "max": 94.9e6, "p50": 94.1e6, "p95": 94.8e6}
@@ -173,7 +196,16 @@ _SUMMARY: dict[str, Any] = {
     "from": "2026-10-03T22:00:00.000000Z",
     "to": "2026-10-04T22:00:00.000000Z",
     "counts": {"succeeded": 24, "failed": 0, "skipped": 0, "missed": 0},
-    "metrics": {"download_bps": _RATE, "upload_bps": None, "latency_s": None, "jitter_s": None, "packet_loss": None},
+    "metrics": {
+        "download_bps": _RATE,
+        "upload_bps": None,
+        "latency_s": None,
+        "jitter_s": None,
+        "packet_loss": None,
+        "download_latency_s": None,
+        "upload_latency_s": None,
+        "responsiveness_rpm": None,
+    },
 }
 
 

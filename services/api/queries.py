@@ -38,6 +38,9 @@ _FIELDS = f"""
   'due_at', {_moment("due_at")}, 'start_at', {_moment(_START_AT)}, 'started_at', {_moment("started_at")},
   'finished_at', {_moment("finished_at")}, 'recorded_at', {_moment("recorded_at")}, 'download_bps', download_bps,
   'upload_bps', upload_bps, 'latency_s', latency_s, 'jitter_s', jitter_s, 'packet_loss', packet_loss,
+  'download_latency_s', download_latency_s, 'upload_latency_s', upload_latency_s, 'responsiveness_rpm', responsiveness_rpm,
+  'bufferbloat_grade', bufferbloat_grade, 'download_spread', download_spread, 'upload_spread', upload_spread,
+  'limited_by', limited_by, 'confidence', confidence,
   'download_bytes', download_bytes, 'upload_bytes', upload_bytes, 'server', {_part("server", _SERVER)},
   'client', {_part("client", _CLIENT)},
   'failure', CASE WHEN failure_kind IS NOT NULL THEN json_build_object('kind', failure_kind, 'message', failure_message) END,
@@ -50,6 +53,8 @@ FLAT = (
     *("run_id", "site", "schedule", "trigger", "engine", "engine_version", "fallback_for", "status", "runner", "line", "attempt"),
     *("due_at", "start_at", "started_at", "finished_at", "recorded_at"),
     *("download_bps", "upload_bps", "latency_s", "jitter_s", "packet_loss", "download_bytes", "upload_bytes"),
+    *("download_latency_s", "upload_latency_s", "responsiveness_rpm", "bufferbloat_grade"),
+    *("download_spread", "upload_spread", "limited_by", "confidence"),
     *(f"server_{name}" for name in _SERVER),
     *(f"client_{name}" for name in _CLIENT),
     *("failure_kind", "failure_message", "details"),
@@ -142,7 +147,10 @@ async def export(connection: Connection, wanted: Origin, *, flat: bool) -> Async
             yield row
 
 
-_METRICS = ("download_bps", "upload_bps", "latency_s", "jitter_s", "packet_loss")
+_METRICS = (
+    *("download_bps", "upload_bps", "latency_s", "jitter_s", "packet_loss"),
+    *("download_latency_s", "upload_latency_s", "responsiveness_rpm"),
+)
 _STATUSES = ("succeeded", "failed", "skipped", "missed")
 
 
@@ -230,7 +238,8 @@ WITH RECURSIVE pair AS (
 )
 SELECT pair.site, pair.engine, latest.*, extract(epoch FROM now() - latest.finished_at)::double precision AS age_s, recent.*
 FROM pair CROSS JOIN LATERAL (
-  SELECT status, finished_at, download_bps, upload_bps, latency_s, jitter_s, server_id FROM results
+  SELECT status, finished_at, download_bps, upload_bps, latency_s, jitter_s, server_id,
+    download_latency_s, upload_latency_s, responsiveness_rpm FROM results
   WHERE site = pair.site AND engine = pair.engine AND status IN ('succeeded', 'failed')
   ORDER BY due_at DESC, run_id DESC LIMIT 1
 ) AS latest CROSS JOIN LATERAL (

@@ -16,6 +16,9 @@ def describe(measured: Json) -> dict[str, str]:
         "latency": _time(measured.get("latency_s")),
         "jitter": _time(measured.get("jitter_s")),
         "packet loss": "" if measured.get("packet_loss") is None else f"{measured['packet_loss']:.1%}",
+        "under load": _under_load(measured),
+        "limited by": measured.get("limited_by") or "",
+        "confidence": measured.get("confidence") or "",
         "server": server(measured.get("server")),
         "client": _joined(measured.get("client"), "isp", "address"),
     }
@@ -36,6 +39,16 @@ def _rate(rate_bps: float | None, transferred: int | None) -> str:
 
 def _time(time_s: float | None) -> str:
     return "" if time_s is None else f"{milliseconds(time_s)} ms"
+
+
+def _under_load(measured: Json) -> str:
+    """Return latencies, round trips per minute and grade, as far as they are known."""
+    parts = [f"{way} {_time(measured.get(f'{way}_latency_s'))}" for way in ("download", "upload") if measured.get(f"{way}_latency_s")]
+    if rate := measured.get("responsiveness_rpm"):
+        parts.append(f"{rate:,.0f} round trips a minute")
+    if grade := measured.get("bufferbloat_grade"):
+        parts.append(f"grade {grade}")
+    return ", ".join(parts)
 
 
 def _joined(values: Json | None, *names: str) -> str:

@@ -21,12 +21,20 @@ REFUSED = (
 )
 """What says that a value cannot be stored, now or ever. Nothing else makes a dead letter."""
 
-_NUMBERS = {
+_MEASURED = {
     "download_bps": "double precision",
     "upload_bps": "double precision",
     "latency_s": "double precision",
     "jitter_s": "double precision",
     "packet_loss": "double precision",
+    "download_latency_s": "double precision",
+    "upload_latency_s": "double precision",
+    "responsiveness_rpm": "double precision",
+    "bufferbloat_grade": "text",
+    "download_spread": "double precision",
+    "upload_spread": "double precision",
+    "limited_by": "text",
+    "confidence": "text",
     "download_bytes": "bigint",
     "upload_bytes": "bigint",
 }
@@ -47,7 +55,7 @@ COLUMNS = {
     "start_at": "timestamptz",
     "started_at": "timestamptz",
     "finished_at": "timestamptz",
-    **_NUMBERS,
+    **_MEASURED,
     **{f"server_{name}": _PLACES.get(name, "text") for name in Server.model_fields},
     **{f"client_{name}": _PLACES.get(name, "text") for name in Client.model_fields},
     "failure_kind": "text",
@@ -113,7 +121,7 @@ def _row(result: Result) -> tuple[Any, ...]:
         *(result.run_id, result.due_at, result.site, result.schedule, result.trigger, result.engine, result.engine_version),
         *(str(result.status), result.runner, result.attempt, result.line, result.fallback_for),
         *(result.start_at, result.started_at, result.finished_at),
-        *(getattr(measurement, name) for name in _NUMBERS),
+        *(getattr(measurement, name) for name in _MEASURED),
         *(getattr(measurement.server, name) for name in Server.model_fields),
         *(getattr(measurement.client, name) for name in Client.model_fields),
         failure.kind if failure else None,

@@ -150,17 +150,21 @@ async def test_runs_in_a_row_are_gauges(api: httpx.AsyncClient, database: Connec
         row(NOW - 8 * hour, status="failed"),
         *(row(NOW - number * hour, site="down", status="failed") for number in range(1, 13)),
         *(row(NOW - number * hour, site="down") for number in range(13, 20)),
-        row(NOW - 1 * hour, site="new"),
+        row(NOW - 1 * hour, site="new", download_latency_s=0.05, responsiveness_rpm=900.0),
         row(NOW - 2 * hour, site="new"),
     )
     samples = await _samples(api)
     of = {site: f'{{engine="speedtest",site="{site}"}}' for site in ("home", "down", "new")}
     in_a_row = {site: samples[f"refresher_failed_runs_in_a_row{of[site]}"] for site in of}
     assert in_a_row == {"home": 2, "down": 10, "new": 0}
-    rate = {name: value for name, value in samples.items() if name.startswith("refresher_download_")}
+    rate = {
+        name: value for name, value in samples.items() if name.startswith(("refresher_download_", "refresher_upload_", "refresher_resp"))
+    }
     assert rate == {
         f"refresher_download_best_of_3_bits_per_second{of['home']}": 6e6,
         f"refresher_download_worst_of_3_bits_per_second{of['home']}": 4e6,
+        f"refresher_download_latency_seconds{of['new']}": 0.05,
+        f"refresher_responsiveness_rpm{of['new']}": 900,
     }
 
 

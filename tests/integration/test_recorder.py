@@ -91,6 +91,14 @@ async def test_every_field_of_a_result_is_stored(bus: Bus, start: Start, databas
         latency_s=0.0123,
         jitter_s=0.0,
         packet_loss=0.25,
+        download_latency_s=0.05,
+        upload_latency_s=0.06,
+        responsiveness_rpm=900.5,
+        bufferbloat_grade="A+",
+        download_spread=0.0,
+        upload_spread=0.01,
+        limited_by="loss",
+        confidence="underestimates",
         download_bytes=2**40,
         upload_bytes=0,
         server=server,
@@ -103,7 +111,7 @@ async def test_every_field_of_a_result_is_stored(bus: Bus, start: Start, databas
     row = dict(await database.fetchrow("SELECT * FROM results"))
     for name in ("run_id", "due_at", "site", "schedule", "trigger", "engine", "engine_version", "status", "runner", "attempt", "log"):
         assert row[name] == getattr(result, name), name
-    for name in ("download_bps", "upload_bps", "latency_s", "jitter_s", "packet_loss", "download_bytes", "upload_bytes"):
+    for name in {*Measurement.model_fields} - {"server", "client", "engine_version", "details", "log"}:
         assert row[name] == getattr(measurement, name), name
     for name in Server.model_fields:
         assert row[f"server_{name}"] == getattr(server, name), name

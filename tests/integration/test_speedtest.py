@@ -108,7 +108,7 @@ async def test_a_line_is_measured_as_it_is(run: Callable[..., Any]) -> None:
         }
     assert result.engine_version == "speedtest-cli 2.1.3"
     assert result.details["configuration_over"] == "http"
-    assert result.details["confidence"] == "reliable"
+    assert result.confidence == "reliable"
     assert "Potsdam" not in result.log
     assert server.host in result.log
     assert "https failed" in result.log

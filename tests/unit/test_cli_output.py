@@ -99,6 +99,10 @@ def test_a_measurement_in_words() -> None:
             "latency_s": 0.0123,
             "jitter_s": None,
             "packet_loss": 0.0,
+            "download_latency_s": 0.05,
+            "responsiveness_rpm": 1_100.4,
+            "bufferbloat_grade": "B",
+            "limited_by": "line",
             "server": {"sponsor": "Example", "name": "Berlin", "country_code": "DE", "distance_m": 12_345.0},
             "client": None,
         }
@@ -109,6 +113,9 @@ def test_a_measurement_in_words() -> None:
         "latency": "12.3 ms",
         "jitter": "",
         "packet loss": "0.0%",
+        "under load": "download 50.0 ms, 1,100 round trips a minute, grade B",
+        "limited by": "line",
+        "confidence": "",
         "server": "Example, Berlin, DE, 12 km away",
         "client": "",
     }

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.runner.child import Child
 from services.runner.probes import Options, Report
-from shared.events import Bytes, Client, Measurement, Positive, Server
+from shared.events import Bytes, Client, Confidence, Measurement, Positive, Server
 
 CHILD = "services.runner.speedtest_child"
 ServerIds = Annotated[tuple[Annotated[int, Field(ge=1, lt=2**31)], ...], Field(max_length=1_000)]
@@ -99,12 +99,13 @@ def _measurement(answer: Answer, engine_version: str, log: str) -> Measurement:
             longitude=_number(client.get("lon"), -180, 180),
         ),
         engine_version=engine_version,
-        details={**answer.details, "confidence": confidence(answer.download_bps, answer.upload_bps, answer.latency_s)},
+        confidence=confidence(answer.download_bps, answer.upload_bps, answer.latency_s),
+        details=answer.details,
         log=log,
     )
 
 
-def confidence(download_bps: float | None, upload_bps: float | None, latency_s: float) -> str:
+def confidence(download_bps: float | None, upload_bps: float | None, latency_s: float) -> Confidence:
     """Say how far the library is to be believed: measured against known lines, it reads low on fast and on distant ones.
 
     Within 1 % at 20 Mbit/s, 6 % low at 500 Mbit/s or at 100 Mbit/s and 40 ms, 14 to 28 % low at 1 Gbit/s.
