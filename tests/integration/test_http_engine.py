@@ -224,7 +224,7 @@ async def test_a_budget_of_bytes_is_kept() -> None:
         ({"source_address": "192.0.2.1"}, "misconfigured", "source_address 192.0.2.1 cannot be used"),
         ({"interface": "none0"}, "misconfigured", "interface none0 cannot be used"),
         ({"server": "https://127.0.0.1:1", "ca_file": "/nowhere"}, "misconfigured", "ca_file /nowhere"),
-        ({"server": None}, "misconfigured", "name a server, or a server_list"),
+        ({"server_list": "http://192.0.2.1/list"}, "misconfigured", "name a server, or a server_list"),
     ],
 )
 async def test_what_cannot_be_used_is_named(options: dict[str, Any], kind: str, text: str) -> None:

@@ -15,6 +15,7 @@ from services.runner.probes import Options, Report
 from shared.events import Bytes, Client, Confidence, Grade, Limit, Measurement, Positive, Server, Share
 
 CHILD = "services.runner.http_child"
+PUBLIC_LIST = "https://librespeed.org/backend-servers/servers.php"
 Short = Annotated[str, Field(min_length=1, max_length=1_000)]
 
 
@@ -52,7 +53,8 @@ class HttpOptions(Options):
     server: Short | None = None
     """The server's address, such as `http://192.0.2.1:8477` or `https://speed.example.org/backend`."""
     server_list: Short | None = None
-    """The address of a list of LibreSpeed servers (JSON); the one with the lowest latency is taken."""
+    """The address of a list of LibreSpeed servers (JSON), of which the one with the lowest latency is taken; where no server is
+    named either, LibreSpeed's own list of public ones."""
     token: Annotated[str, Field(pattern=r"^[!-~]{1,200}$")] | None = None
     """For a test server that asks for one."""
     ip_version: Literal[4, 6] | None = None
@@ -67,8 +69,8 @@ class HttpOptions(Options):
     """How long a connection, and the line, may be silent."""
     deadline_s: Annotated[float, Field(ge=10, le=600)] = 40
     """How long the whole run may take; by itself it takes at most 20 s."""
-    max_bytes: Annotated[int, Field(ge=1, lt=2**63)] = 10_000_000_000
-    """Both directions together; each may use half of it."""
+    max_bytes: Annotated[int, Field(ge=1, lt=2**63)] = 50_000_000_000
+    """Both directions together; each may use half of it. By itself a run takes about 1 GB on a line of 1 Gbit/s."""
     light: bool = False
     """For lines that are paid by the byte: at most 60 MB, and less exact."""
     streams: Annotated[int, Field(ge=2, le=32)] = 16
@@ -79,10 +81,17 @@ class HttpOptions(Options):
     """Measure packet loss, with an upload at a quarter of the line's rate and, where the server echoes, datagrams."""
 
     @model_validator(mode="after")
-    def _names_a_server(self) -> "HttpOptions":
-        if self.backend == "librespeed" and (self.server is None) == (self.server_list is None):
-            raise ValueError("name a server, or a server_list to choose the nearest from")
+    def _names_one_server(self) -> "HttpOptions":
+        if self.server is not None and self.server_list is not None:
+            raise ValueError("name a server, or a server_list to choose the nearest from, and not both")
         return self
+
+
+def order(options: HttpOptions) -> dict[str, Any]:
+    """Return what the child is told: these options, and of whom to ask for a server where they name none."""
+    told = options.model_dump(mode="json", exclude={"deadline_s"})
+    nobody = options.backend == "librespeed" and options.server is None and options.server_list is None
+    return {**told, "server_list": PUBLIC_LIST} if nobody else told
 
 
 async def measure(options: HttpOptions, report: Report) -> Measurement:
@@ -93,6 +102,6 @@ async def measure(options: HttpOptions, report: Report) -> Measurement:
     """
     child = Child(CHILD, "http", Answer, report)
     engine_version = f"refresher {version('refresher')}"
-    answer = await child.measure(options.model_dump(mode="json", exclude={"deadline_s"}), options.deadline_s, engine_version)
+    answer = await child.measure(order(options), options.deadline_s, engine_version)
     told = answer.model_dump(exclude={"type", "server", "client"}, exclude_none=True)
     return Measurement(**told, server=answer.server, client=answer.client, engine_version=engine_version, log=child.log())
