@@ -45,12 +45,12 @@ class Runs:
         """Return the goodput that a figure is held against.
 
         That is what was counted in the seconds that the engine measured in; for an engine that does not tell them, what the
-        reference filled the line with, and without the reference what the shaper lets through, where nothing is lost.
+        reference filled the line with, and without the reference what the shaper lets through. Where packets are lost neither is
+        known: more streams carry more.
         """
-        if figures.counted_bps:
+        if figures.counted_bps or line.loss:
             return figures.counted_bps
-        reference = self.reference_bps(line, direction)
-        return reference or (None if line.loss else line.goodput_bps(direction))
+        return self.reference_bps(line, direction) or line.goodput_bps(direction)
 
     def reference_bps(self, line: Line, direction: str) -> float | None:
         """Return what was counted while the reference ran, the median of its runs."""
