@@ -1,12 +1,16 @@
 """Runs for any line of a site: which one measures, and that exactly one does, with runners as processes on a real server."""
 
 import asyncio
+import signal
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
+from nats.aio.msg import Msg
 
-from services.runner.claims import LEFT_TO_FALLBACK_S
+from services.runner.claims import LEFT_TO_FALLBACK_S, Claims, Whose
+from services.runner.offer import Offer
 from shared import subjects
 from shared.events import ANY, Claim, Result, Status, Tick
 from shared.provision import MAX_DELIVERIES, PIN_GROUP, UNPINNED_AFTER_S, provision, provision_runner
@@ -16,6 +20,7 @@ from tests.integration.conftest import Bus, Start, interval, until
 from tests.integration.test_ledger import QUICK, until_settled
 from tests.integration.test_lines import at_once, busy, kinds, results
 from tests.integration.test_recorder import Database, rows
+from tests.servers import Nats
 from tests.services import ServiceProcess
 
 LINES = ("fibre", "lte")
@@ -189,6 +194,25 @@ async def test_a_line_goes_on_with_its_own_while_nothing_can_be_claimed(bus: Bus
     await until(lambda: idle(bus))
     assert {result.run_id for result in found[2:]} == {tick.run_id for tick in waiting}
     assert len(await results(bus, 22)) == 22
+
+
+async def test_a_bus_that_is_silent_is_not_asked_for_every_run(bus: Bus, nats_server: Nats) -> None:
+    """What a line has of its own must not wait for the answers about a hundred others; after a while they are asked about again."""
+    offer = Offer(await bus.tick(tick={"line": ANY}), Msg(bus.client))
+    claims = Claims(lambda: (bus.client, bus.js), "somebody", ("home", "lte"), ("noop",), ())
+    nats_server.process.send_signal(signal.SIGSTOP)
+    try:
+        assert await claims.take(offer) is Whose.OPEN
+        before = time.monotonic()
+        assert await claims.take(offer) is await claims.look(offer) is Whose.OPEN
+        assert time.monotonic() - before < 0.5
+    finally:
+        nats_server.process.send_signal(signal.SIGCONT)
+
+    async def ours() -> bool:
+        return await claims.take(offer) is Whose.OURS
+
+    await until(ours)
 
 
 async def give_up(bus: Bus, line: str) -> None:
