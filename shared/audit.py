@@ -15,6 +15,7 @@ import asyncpg
 
 from shared import history, ledger
 from shared.connect import Connection
+from shared.errors import TooMuch
 from shared.events import run_id_of
 from shared.ledger import Due, Span
 
@@ -104,7 +105,7 @@ async def audit(
 ) -> Audit:
     """Hold the rows of what was due in [since, until) against what was to be; the future and what was before the ledger are left out.
 
-    Raises: OverflowError when more than `at_most` instants were due, asyncpg.PostgresError.
+    Raises: TooMuch when more than `at_most` instants were due, asyncpg.PostgresError.
     """
     state = await connection.fetchrow("SELECT began_at, settled_until FROM ledger_state")
     began_at, settled_until = (state["began_at"], state["settled_until"]) if state else (now, now)
@@ -118,7 +119,7 @@ async def audit(
     async for start, end, instants in _pieces(spans, found.since, found.until, site):
         await _compare(wanted, found, start, end, instants)
         if at_most is not None and found.due > at_most:
-            raise OverflowError(f"more than {at_most:,} runs were due")
+            raise TooMuch(f"more than {at_most:,} runs were due")
     return found
 
 

@@ -12,13 +12,17 @@ from functools import lru_cache
 from hashlib import blake2b
 
 from shared import cron, exclusions, randomly
-from shared.schedules import LATE_S, Cron, Exclusion, Interval, Manual, Once, Random, Schedule
+from shared.schedules import LATE_S, LATEST, Cron, Exclusion, Interval, Manual, Once, Random, Schedule
+
+BROKEN = (ArithmeticError, LookupError, ValueError)
+"""What arithmetic with times and zones raises. No schedule that is valid does that; one that does must not harm the others."""
 
 
 def instants(schedule: Schedule, site: str, after: datetime) -> Iterator[datetime]:
     """Yield every due instant of a schedule at a site strictly after `after`, in UTC, in order.
 
-    Instants before `active_since` or outside of its validity are not due. It ends when no other one will ever be due.
+    Instants before `active_since` or outside of its validity are not due, and none from the year 2200 on. It ends when no other
+    one will ever be due.
     """
     rule = _rule(schedule, site)
     last = _last(rule)
@@ -36,7 +40,7 @@ def latest(schedule: Schedule, site: str, after: datetime, until: datetime) -> d
     """Return the last due instant in (after, until], or None when there is none."""
     rule = _rule(schedule, site)
     after = max(after, rule.since)
-    moment = min(until, _last(rule) or until, rule.until or until)
+    moment = min(until, _last(rule) or until, rule.until)
     while moment > after and (instant := _before(rule, moment, after)):
         excluded = exclusions.around(rule.exclusions, instant)
         if not excluded:
@@ -91,7 +95,7 @@ class _Rule:
     timing: Interval | Cron | Once | Manual | Random
     since: datetime
     """Everything due is later than this."""
-    until: datetime | None
+    until: datetime
     """Nothing due is later than this."""
     exclusions: tuple[Exclusion, ...]
     max_runs: int | None
@@ -99,15 +103,15 @@ class _Rule:
 
 def _rule(schedule: Schedule, site: str) -> _Rule:
     since = max(schedule.active_since, schedule.valid_from or schedule.active_since) - _MOMENT
-    until = schedule.valid_until - _MOMENT if schedule.valid_until else None
+    until = (schedule.valid_until or LATEST) - _MOMENT
     return _Rule(f"{schedule.name}:{site}", schedule.timing, since, until, schedule.exclusions, schedule.max_runs)
 
 
 def _following(rule: _Rule, after: datetime) -> datetime | None:
     moment = max(after, rule.since)
     for _ in range(_EXCLUDED_IN_A_ROW):
-        instant = _after(rule, moment)
-        if instant is None or (rule.until and instant > rule.until):
+        instant = _after(rule, moment) if moment < rule.until else None
+        if instant is None or instant > rule.until:
             return None
         excluded = exclusions.around(rule.exclusions, instant)
         if not excluded:

@@ -3,6 +3,7 @@
 RefresherError
 ├── ConfigurationError   a setting, a flag or a file is wrong: says which and what to do
 ├── Unavailable          a server that is needed does not answer: says which and where
+├── TooMuch              more was asked for than one answer can hold
 ├── ConsumerGone         the JetStream consumer this process lives from was deleted: exit and be restarted
 └── ProbeError           the link, not the code, is at fault: recorded as a failed result
 """
@@ -23,6 +24,10 @@ class ConfigurationError(RefresherError):
 
 class Unavailable(RefresherError):
     """A server that is needed does not answer."""
+
+
+class TooMuch(RefresherError):
+    """More was asked for than one answer can hold: ask for less."""
 
 
 class ConsumerGone(RefresherError):

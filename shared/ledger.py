@@ -6,15 +6,19 @@ to apply in the past, a scheduler may or may not have published a run: those ins
 """
 
 import heapq
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from uuid import UUID
 
 from shared import due
 from shared.events import run_id_of
 from shared.provision import TICK_KEPT_S, TICKS_LIVE_S
 from shared.schedules import LATE_S, Schedule
+
+log = logging.getLogger(__name__)
 
 EDGE = timedelta(seconds=5)
 """So much later than the server's time of a change may a scheduler learn of it."""
@@ -70,15 +74,20 @@ class Due:
     def expires_at(self) -> datetime:
         """From when on it is too late to start it, provided that its tick was published in time."""
         latest = self.start_at + timedelta(seconds=self.schedule.start_within_s)
-        following = due.following(self.schedule, self.site, self.due_at)
-        return min(latest, due.start_of(self.schedule, self.site, following)) if following else latest
+        return min(latest, self._next_start() or latest)
 
     @property
     def remembered_until(self) -> datetime:
         """Until when its tick is in the stream at the least, provided that it was published in time."""
-        following = due.following(self.schedule, self.site, self.due_at)
-        until = due.start_of(self.schedule, self.site, following) if following else self.expires_at
+        until = self._next_start() or self.expires_at
         return min(until + timedelta(seconds=TICK_KEPT_S), self.start_at + timedelta(seconds=TICKS_LIVE_S))
+
+    def _next_start(self) -> datetime | None:
+        try:
+            following = due.following(self.schedule, self.site, self.due_at)
+        except due.BROKEN as error:
+            return _tell(self.schedule.name, str(error))
+        return due.start_of(self.schedule, self.site, following) if following else None
 
 
 def spans(versions: Iterable[Version]) -> list[Span]:
@@ -111,7 +120,7 @@ def starting(history: Iterable[Span], after: datetime, until: datetime) -> Itera
     for span in history:
         if span.since <= until and (span.until is None or after < span.until + EDGE):
             for site in dict.fromkeys(span.schedule.sites):
-                yield from _starting(span, site, after, until)
+                yield from _unbroken(span, _starting(span, site, after, until))
 
 
 def _starting(span: Span, site: str, after: datetime, until: datetime) -> Iterator[Due]:
@@ -145,7 +154,7 @@ def _caught_up(span: Span, site: str) -> Iterator[Due]:
 
 def between(history: Iterable[Span], since: datetime, until: datetime) -> Iterator[Due]:
     """Yield the instants that were due in [since, until), the earliest first; one at an edge may come from both of its sides."""
-    each = (_between(span, site, since, until) for span in history for site in dict.fromkeys(span.schedule.sites))
+    each = (_unbroken(span, _between(span, site, since, until)) for span in history for site in dict.fromkeys(span.schedule.sites))
     return heapq.merge(*each, key=lambda found: found.due_at)
 
 
@@ -164,6 +173,14 @@ def may_be_published(schedule: Schedule | None, site: str, due_at: datetime, now
     """Return whether a scheduler that comes back now, with the schedule as it is, would still publish an instant that has passed."""
     if schedule is None or not schedule.enabled or site not in schedule.sites:
         return False
+    try:
+        return _is_looked_for(schedule, site, due_at, now)
+    except due.BROKEN as error:
+        _tell(schedule.name, str(error))
+        return False
+
+
+def _is_looked_for(schedule: Schedule, site: str, due_at: datetime, now: datetime) -> bool:
     if due.following(schedule, site, due_at - _MOMENT) != due_at:
         return False
     oldest = now - due.looked_back(schedule)
@@ -174,6 +191,20 @@ def may_be_published(schedule: Schedule | None, site: str, due_at: datetime, now
             return due_at > oldest and due_at == due.last_started(schedule, site, oldest, now)
         case "none":
             return due.start_of(schedule, site, due_at) > now - timedelta(seconds=LATE_S)
+
+
+def _unbroken(span: Span, found: Iterator[Due]) -> Iterator[Due]:
+    """Yield what can be worked out of a schedule: for a broken one that is told, and the others go on."""
+    try:
+        yield from found
+    except due.BROKEN as error:
+        _tell(span.schedule.name, str(error))
+
+
+@lru_cache(maxsize=1_000)
+def _tell(name: str, error: str) -> None:
+    """Log it once: the same schedule is looked at every few seconds."""
+    log.error("the instants of a schedule cannot be worked out: nothing is expected of it", extra={"schedule": name, "error": error})
 
 
 def _latest_start(schedule: Schedule) -> timedelta:

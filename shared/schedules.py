@@ -24,6 +24,8 @@ from shared.errors import reasons
 from shared.events import ANY, Fallback, Name, Overlap
 
 YEAR_S = 366 * 24 * 3600
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+"""No moment of a schedule is before the one, or as late as the other: near the first and the last year there is, arithmetic fails."""
 
 
 def _five_fields(expression: str) -> str:
@@ -59,7 +61,14 @@ def _whole_second(moment: datetime) -> datetime:
     return moment
 
 
+def _of_these_years(moment: datetime) -> datetime:
+    if not EARLIEST <= moment < LATEST:
+        raise ValueError(f"outside of the years {EARLIEST.year} to {LATEST.year - 1}")
+    return moment
+
+
 Seconds = BeforeValidator(_no_text)
+Moment = Annotated[AwareDatetime, AfterValidator(_of_these_years)]
 Zone = Annotated[str, StringConstraints(max_length=64), AfterValidator(_known_zone)]
 ClockTime = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 
@@ -97,7 +106,7 @@ class Once(_Strict):
     """One instant."""
 
     kind: Literal["once"] = "once"
-    at: Annotated[AwareDatetime, AfterValidator(_whole_second)]
+    at: Annotated[Moment, AfterValidator(_whole_second)]
 
 
 class Manual(_Strict):
@@ -158,8 +167,8 @@ class Period(_Strict):
     """A time from an instant (inclusive) to another (exclusive) in which nothing is due."""
 
     kind: Literal["period"] = "period"
-    since: Annotated[AwareDatetime, Field(alias="from")]
-    until: Annotated[AwareDatetime, Field(alias="to")]
+    since: Annotated[Moment, Field(alias="from")]
+    until: Annotated[Moment, Field(alias="to")]
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
 
@@ -236,9 +245,9 @@ class ScheduleSpec(_Strict):
     labels: Annotated[tuple[Name, ...], Field(max_length=20)] = ()
     """What the runner must have among its labels (`REFRESHER_LABELS`)."""
     timing: Timing
-    valid_from: AwareDatetime | None = None
+    valid_from: Moment | None = None
     """Nothing is due before."""
-    valid_until: AwareDatetime | None = None
+    valid_until: Moment | None = None
     """Nothing is due from here on."""
     max_runs: Annotated[int, Field(ge=1, le=10_000), Seconds] | None = None
     """At each site only so many instants are due, counted from `active_since`."""
@@ -287,7 +296,7 @@ class Schedule(ScheduleSpec):
     model_config = ConfigDict(frozen=True, extra="ignore")  # stored: an older reader lives with a newer writer
 
     name: Name
-    active_since: AwareDatetime
+    active_since: Moment
     """The last time that it began to apply: created, resumed, or something that says when it is due changed. Nothing earlier is due."""
 
 

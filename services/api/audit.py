@@ -13,6 +13,7 @@ from services.api.parameters import Moment, Query
 from services.api.parts import TheDatabase
 from services.api.problems import documented, refused
 from shared import audit
+from shared.errors import TooMuch
 from shared.events import Name, Trigger
 
 router = APIRouter(prefix="/api/v1", tags=["results"])
@@ -112,7 +113,7 @@ async def audited(wanted: Annotated[AuditQuery, InQuery()], database: TheDatabas
     try:
         async with database.long_read() as connection:
             found = await audit.audit(connection, since, until, now=now, site=wanted.site, schedule=wanted.schedule, at_most=MOST)
-    except OverflowError as error:
+    except TooMuch as error:
         raise refused("from", f"{error} since then: ask for a shorter period, or for one schedule") from None
     kinds = {kind: _finding(getattr(found, kind)) for kind in ("missing", "duplicated", "unexpected")}
     return AuditView.model_validate(

@@ -10,9 +10,10 @@ from uuid import UUID
 import asyncpg
 
 from services.api.database import Database
-from services.api.parameters import EARLIEST, Origin, Query
+from services.api.parameters import Origin, Query
 from services.api.problems import refused
 from shared.connect import Connection
+from shared.schedules import EARLIEST
 
 
 def _moment(column: str) -> str:

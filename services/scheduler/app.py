@@ -6,14 +6,14 @@ import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from starlette.applications import Starlette
 
 from services.scheduler.metrics import LATE_S, Metrics
-from services.scheduler.plan import Entry, Plan, lifetime, tick_of
+from services.scheduler.plan import Entry, Plan
 from services.scheduler.schedules import Change, Snapshot, follow
 from services.scheduler.settings import SchedulerSettings
 from shared import subjects
@@ -62,13 +62,12 @@ class Scheduler:
         """Keep the plan as the bucket says, for ever."""
         async for change in changes:
             if isinstance(change, Snapshot):
-                gone = (self._plan.names() | self._invalid | self._paused) - {each.name for each in change.changes}
+                gone = (self._plan.names() | self._plan.broken() | self._invalid | self._paused) - {each.name for each in change.changes}
                 for each in (*(Change(name, None) for name in gone), *change.changes):
                     self._apply(each)
             else:
                 self._apply(change)
-            for state, names in (("enabled", self._plan.names()), ("paused", self._paused), ("invalid", self._invalid)):
-                self._metrics.schedules.labels(state).set(len(names))
+            self._count()
             self._changed.set()
 
     async def publish(self, client: Client, js: JetStreamContext) -> None:
@@ -90,11 +89,10 @@ class Scheduler:
     async def _publish(self, client: Client, js: JetStreamContext, entries: Sequence[Entry]) -> None:
         async with self._turns:
             now = datetime.now(UTC)
-            ticks = [tick_of(entry, now) for entry in entries]
-            messages = [_message(tick, entry) for tick, entry in zip(ticks, entries, strict=True)]
-            new = await publish_together(client, js, subjects.TICKS, messages)
+            made = self._plan.ticks(entries, now)
+            new = await publish_together(client, js, subjects.TICKS, [_message(*each) for each in made])
         stored_at = datetime.now(UTC)
-        for tick, entry, is_new in zip(ticks, entries, new, strict=True):
+        for (entry, tick, _), is_new in zip(made, new, strict=True):
             self._metrics.ticks.labels(tick.trigger, "new" if is_new else "already_there").inc()
             if is_new:
                 late_s = max(0.0, (stored_at - (tick.start_at or tick.due_at)).total_seconds())
@@ -105,8 +103,15 @@ class Scheduler:
                     log.info("tick published", extra={**told, "late_s": round(late_s, 3)})
             self._plan.done(entry)
         if len(entries) > TOLD_ONE_BY_ONE:
-            log.info("ticks published", extra={"ticks": len(entries), "new": sum(new)})
+            log.info("ticks published", extra={"ticks": len(made), "new": sum(new)})
+        if self._plan.broken():
+            self._count()
         self._changed.set()
+
+    def _count(self) -> None:
+        invalid = self._invalid | self._plan.broken()
+        for state, names in (("enabled", self._plan.names()), ("paused", self._paused), ("invalid", invalid)):
+            self._metrics.schedules.labels(state).set(len(names))
 
     def _apply(self, change: Change) -> None:
         for names, belongs in (
@@ -123,12 +128,12 @@ class Scheduler:
             self._plan.remove(change.name)
 
 
-def _message(tick: Tick, entry: Entry) -> Message:
+def _message(entry: Entry, tick: Tick, remembered: timedelta) -> Message:
     return Message(
         subjects.tick(entry.site, entry.schedule.name, entry.due_at),
         tick.to_json(),
         f"{entry.schedule.name}:{entry.site}:{int(entry.due_at.timestamp())}",
-        {"Nats-TTL": f"{math.ceil(lifetime(tick, entry.schedule).total_seconds())}s"},
+        {"Nats-TTL": f"{math.ceil(remembered.total_seconds())}s"},
     )
 
 

@@ -1,6 +1,9 @@
 """What is due and when: a heap of (start, schedule, site), with the clock passed in."""
 
 import heapq
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -8,6 +11,8 @@ from shared import due
 from shared.events import Tick, Trigger, run_id_of
 from shared.provision import TICK_KEPT_S, TICKS_LIVE_S
 from shared.schedules import LATE_S, Schedule
+
+log = logging.getLogger(__name__)
 
 LATE = timedelta(seconds=LATE_S)
 """A run that starts later than this is one that is caught up: no scheduler was there in time."""
@@ -38,10 +43,15 @@ class Plan:
         self._current: dict[str, dict[str, Entry]] = {}
         self._heap: list[tuple[datetime, int, Entry]] = []
         self._pushed = 0
+        self._broken: set[str] = set()
 
     def names(self) -> set[str]:
         """Return the names of the schedules in the plan."""
         return set(self._current)
+
+    def broken(self) -> set[str]:
+        """Return the names of the schedules that were left out because their instants cannot be worked out."""
+        return set(self._broken)
 
     def put(self, schedule: Schedule, now: datetime) -> None:
         """Take a schedule into the plan, in place of an earlier version of it.
@@ -52,15 +62,15 @@ class Plan:
         self.remove(schedule.name)
         if not schedule.enabled:
             return
-        entries: dict[str, Entry] = {}
+        entries = self._current[schedule.name] = {}
         first: datetime | None = None
-        for site in dict.fromkeys(schedule.sites):
-            if not entries or not due.same_everywhere(schedule):
-                first = _next(schedule, site, schedule.active_since - timedelta(microseconds=1), now)
-            if first:
-                entries[site] = Entry(schedule, site, first)
-                self._push(entries[site])
-        self._current[schedule.name] = entries
+        with self._guarding(schedule):
+            for site in dict.fromkeys(schedule.sites):
+                if not entries or not due.same_everywhere(schedule):
+                    first = _next(schedule, site, schedule.active_since - timedelta(microseconds=1), now)
+                if first:
+                    entries[site] = Entry(schedule, site, first)
+                    self._push(entries[site])
 
     def replan(self, now: datetime) -> None:
         """Plan every schedule anew, as if it had just been read."""
@@ -70,6 +80,7 @@ class Plan:
 
     def remove(self, name: str) -> None:
         """Forget a schedule."""
+        self._broken.discard(name)
         self._current.pop(name, None)
         while self._heap and not self._is_current(self._heap[0][2]):
             heapq.heappop(self._heap)
@@ -89,24 +100,45 @@ class Plan:
             entry = heapq.heappop(self._heap)[2]
             if not self._is_current(entry):
                 continue
-            instant = _next(entry.schedule, entry.site, entry.due_at - timedelta(microseconds=1), now)
-            if instant is None:
-                continue
-            entry.due_at = instant
-            if entry.start_at <= now:
-                taken.append(entry)
-            else:
-                self._push(entry)
+            with self._guarding(entry.schedule):
+                instant = _next(entry.schedule, entry.site, entry.due_at - timedelta(microseconds=1), now)
+                if instant is None:
+                    continue
+                entry.due_at = instant
+                if entry.start_at <= now:
+                    taken.append(entry)
+                else:
+                    self._push(entry)
         return taken
+
+    def ticks(self, entries: Iterable[Entry], now: datetime) -> list[tuple[Entry, Tick, timedelta]]:
+        """Return what was taken with its tick, and for how long the stream must remember that."""
+        found = []
+        for entry in entries:
+            with self._guarding(entry.schedule):
+                tick = tick_of(entry, now)
+                found.append((entry, tick, lifetime(tick, entry.schedule)))
+        return found
 
     def done(self, entry: Entry) -> None:
         """Plan the next instant of an entry whose tick is in the stream."""
         if not self._is_current(entry):
             return
-        following = due.following(entry.schedule, entry.site, entry.due_at)
-        if following:
-            entry.due_at = following
-            self._push(entry)
+        with self._guarding(entry.schedule):
+            following = due.following(entry.schedule, entry.site, entry.due_at)
+            if following:
+                entry.due_at = following
+                self._push(entry)
+
+    @contextmanager
+    def _guarding(self, schedule: Schedule) -> Iterator[None]:
+        """Leave a schedule out whose instants cannot be worked out, and tell so: the others go on."""
+        try:
+            yield
+        except due.BROKEN:
+            log.exception("the instants of a schedule cannot be worked out: it is not run", extra={"schedule": schedule.name})
+            self.remove(schedule.name)
+            self._broken.add(schedule.name)
 
     def _is_current(self, entry: Entry) -> bool:
         return self._current.get(entry.schedule.name, {}).get(entry.site) is entry

@@ -1,6 +1,7 @@
 """The ledger: whatever is down, every instant that was due ends as exactly one row, which says why nobody ran it."""
 
 import asyncio
+import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -8,8 +9,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
+
 from shared import subjects
 from shared.audit import Audit, audit
+from shared.errors import TooMuch
 from shared.events import Failure, Status, run_id_of
 from shared.provision import PIN_GROUP, provision
 from shared.pull import Pull
@@ -298,6 +302,42 @@ async def test_a_bucket_that_is_made_anew_ends_what_was_in_it(
     await until_settled(database)
 
 
+async def test_a_schedule_that_reaches_past_the_calendar_ends_nothing(
+    bus: Bus, start: Start, database_url: str, database: Database, nats_server: Nats, tmp_path: Path
+) -> None:
+    """One in the bucket, one in the history already: scheduler, recorder, API and audit go on, and it is told that they are invalid."""
+    period = {"kind": "period", "from": "2026-01-01T00:00:00Z", "to": "9999-12-31T23:59:59Z"}
+    holiday = {"timing": {"kind": "interval", "every_s": 60}, "exclusions": [period], "engine": "noop"}
+    stored = json.dumps({**holiday, "name": "holiday", "active_since": "2026-01-02T00:00:00Z"})
+    scheduler, recorder, _ = start("scheduler"), start("recorder", database_url, **QUICK), start("runner")
+    await bus.put(interval("good", 1))
+    await until(lambda: database.fetchval("SELECT count(*) >= 1 FROM results"))
+    now = datetime.now(UTC)
+    columns, values = "number, name, revision, since, spec", "max(number) + 1, 'old', 1, $1, $2"
+    sql = f"INSERT INTO schedule_versions ({columns}) SELECT {values} FROM schedule_versions"
+    await database.execute(sql, now, stored.replace("holiday", "old"))
+    await (await bus.js.key_value(subjects.SCHEDULES)).put("holiday", stored.encode())
+    number = await database.fetchval("SELECT count(*) FROM results")
+    await until(lambda: database.fetchval("SELECT count(*) >= $1 FROM results", number + 5))
+    await until(lambda: database.fetchval("SELECT settled_until > $1 FROM ledger_state", now + 4 * SECOND))
+    await until(lambda: database.fetchval("SELECT true FROM schedule_versions WHERE name = 'holiday' AND spec IS NULL"))
+    assert [scheduler.process.poll(), recorder.process.poll()] == [None, None]
+    assert scheduler.metric('refresher_schedules{state="invalid"}') == 1
+    with api_server(nats_server.url, database_url, tmp_path) as api:
+        async with api.client() as client:
+            listed = (await client.get("/api/v1/schedules")).json()
+            assert [each["name"] for each in listed["items"]] == ["good"]
+            (told,) = listed["invalid"]
+            assert told["name"] == "holiday"
+            assert "outside of the years 1970 to 2199" in told["reason"]
+            refused = await client.post("/api/v1/schedules", json={**holiday, "name": "other"})
+            assert (refused.status_code, "outside of the years" in refused.text) == (422, True)
+            assert (await client.get("/api/v1/schedules/other")).status_code == 404
+            assert (await client.get("/api/v1/audit")).json()["missing"]["count"] == 0
+    await remove(bus, "good")
+    await until_settled(database)
+
+
 async def test_an_audit_finds_what_somebody_did_by_hand(
     bus: Bus, start: Start, database_url: str, database: Database, nats_server: Nats, tmp_path: Path
 ) -> None:
@@ -313,6 +353,8 @@ async def test_an_audit_finds_what_somebody_did_by_hand(
         (clean,) = refresher.json("audit")
         assert (clean["due"], clean["rows"], clean["open"]) == (due, due, 0)
         assert clean["missing"] == clean["duplicated"] == clean["unexpected"] == nothing
+        with pytest.raises(TooMuch, match="more than 5 runs"):
+            await audited(database, at_most=5)
         assert refresher("audit").stdout.splitlines()[-3:] == ["missing\t0", "duplicated\t0", "unexpected\t0"]
 
         first, second, *_ = await due_of(database, "old")

@@ -1,5 +1,6 @@
 """When a schedule is due: pure, so proved for any time, zone and change of the clocks."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise, takewhile
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.due import following, instants, latest, same_everywhere, start_of
-from shared.schedules import Cron, Exclusion, Interval, Manual, Once, Period, Random, Schedule, Weekly
+from shared.schedules import LATEST, Cron, Exclusion, Interval, Manual, Once, Period, Random, Schedule, Weekly, read
 
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "America/St_Johns")
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -325,6 +326,52 @@ def test_what_is_the_same_at_all_sites() -> None:
     assert not same_everywhere(schedule(Random(mean_s=60)))
     assert not same_everywhere(schedule(Cron(expression="0 * * * *"), spread_s=1))
     assert not same_everywhere(schedule(Cron(expression="0 * * * *"), jitter_s=1))
+
+
+@pytest.mark.parametrize(
+    "timing",
+    [
+        Interval(every_s=366 * 86_400),
+        Interval(every_s=30 * 86_400, phase_s=0),
+        Random(mean_s=366 * 86_400),
+        Cron(expression="0 0 1 1 *", zone="America/New_York"),
+        Once(at=LATEST - timedelta(seconds=1)),
+    ],
+)
+@pytest.mark.parametrize("max_runs", [None, 10_000])
+def test_the_last_instant_is_before_the_year_2200(timing: Interval | Random | Cron | Once, max_runs: int | None) -> None:
+    """Whatever is asked for, from whatever time on: it ends there, and no date is reached that does not exist."""
+    made = schedule(timing, max_runs=max_runs, spread_s=86_400)
+    *_, last = instants(made, "home", LONG_AGO)
+    assert LATEST - timedelta(seconds=30 * 366 * 86_400) < last < LATEST
+    assert following(made, "home", last) is None
+    assert latest(made, "home", LATEST - timedelta(days=4_000), LATEST) == last
+    assert start_of(made, "home", last) < LATEST + timedelta(days=2)
+
+
+def test_times_at_both_ends_are_worked_out() -> None:
+    """The first and the last moment that a schedule may have are moments like any other."""
+    first, last = datetime(1970, 1, 1, tzinfo=UTC), LATEST - timedelta(seconds=1)
+    hourly = Interval(every_s=3_600)
+    excluded = schedule(hourly, exclusions=(Period(since=first, until=last),))
+    assert following(excluded, "home", LONG_AGO) is None
+    assert latest(excluded, "home", LONG_AGO, datetime(2026, 1, 1, tzinfo=UTC)) is None
+    assert latest(schedule(hourly, first, exclusions=(Period(since=first, until=LONG_AGO),)), "home", first, LONG_AGO) is None
+    assert following(schedule(hourly, valid_from=last), "home", LONG_AGO) is None
+    assert following(schedule(hourly), "home", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)) is None
+    assert following(schedule(hourly, valid_until=first), "home", LONG_AGO) is None
+
+
+@pytest.mark.parametrize("year", ["0001", "1969", "2200", "9999"])
+def test_times_near_the_ends_of_the_calendar_are_refused(year: str) -> None:
+    """Also where a schedule is read: one written into the bucket by hand is told to be invalid, and is not run."""
+    moment = f"{year}-12-31T23:59:59Z"
+    since, until = sorted((moment, "2026-01-01T00:00:00Z"))
+    timing, period = {"kind": "once", "at": moment}, {"kind": "period", "from": since, "to": until}
+    stored: dict[str, Any] = {"name": "s", "timing": {"kind": "manual"}, "active_since": "2026-01-01T00:00:00Z"}
+    for fields in ({"timing": timing}, {"valid_from": moment}, {"valid_until": moment}, {"active_since": moment}, {"exclusions": [period]}):
+        with pytest.raises(ValueError, match="outside of the years 1970 to 2199"):
+            read("s", json.dumps({**stored, **fields}).encode())
 
 
 @pytest.mark.parametrize(

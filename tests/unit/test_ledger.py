@@ -121,6 +121,20 @@ def test_the_audit_expects_what_the_settler_closes(history: list[Version]) -> No
     assert certain(by_instant) == certain(due for due in by_start if due.due_at < END + timedelta(seconds=30))
 
 
+def test_a_schedule_that_cannot_be_worked_out_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """What others are due is found whoever is broken beside them; that one is told once, not at every look."""
+    broken = schedule(name="bad").model_copy(update={"timing": Interval.model_construct(every_s=0, phase_s=0)})
+    known = spans([Version(1, "bad", T0, broken), Version(2, "good", T0, schedule(name="good"))])
+    for _ in range(3):
+        for found in (starting(known, T0, END), between(known, T0 + SECOND, END + SECOND)):
+            assert [due.schedule.name for due in found] == ["good"] * 20
+    assert not may_be_published(broken, "home", T0, T0 + SECOND)
+    instant = Due(broken, "home", T0, T0, is_certain=True)
+    assert instant.expires_at == T0 + timedelta(hours=1)
+    assert instant.remembered_until == T0 + timedelta(hours=1, minutes=5)
+    assert [record.__dict__["schedule"] for record in caplog.records] == ["bad"]
+
+
 @given(st.integers(1, 7_200), st.integers(0, 3_000), st.integers(1, 20_000))
 def test_a_schedule_that_never_changed_is_due_at_its_instants(every_s: int, from_s: int, for_s: int) -> None:
     """Counted by hand: each multiple of the period in the time that is looked at."""

@@ -1,13 +1,18 @@
 """The scheduler's plan, with the clock in the test's hand."""
 
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
+from services.scheduler.app import Scheduler
+from services.scheduler.metrics import Metrics
 from services.scheduler.plan import Plan, lifetime, tick_of
+from services.scheduler.schedules import Change, Snapshot
 from shared.due import start_of
 from shared.schedules import Interval, Once, Schedule
 
@@ -275,3 +280,47 @@ def test_a_run_with_more_spread_than_is_caught_up_starts_in_time(catch_up: str) 
     assert plan.take(start_at - timedelta(seconds=1)) == []
     (entry,) = plan.take(start_at)
     assert (entry.due_at, tick_of(entry, start_at).trigger) == (due_at, "schedule")
+
+
+def broken(**fields: Any) -> Schedule:
+    """Return a schedule that no validation lets through: its instants cannot be worked out."""
+    return schedule(**fields).model_copy(update={"timing": Interval.model_construct(every_s=0, phase_s=0)})
+
+
+@pytest.mark.parametrize("when", ["put", "replan", "take", "ticks", "done"])
+def test_a_schedule_that_cannot_be_worked_out_is_left_out(when: str) -> None:
+    """At whatever step that shows: the others are run on, and it is told which one is not."""
+    plan = Plan()
+    for name in ("bad", "good"):
+        plan.put(schedule(name=name, active_since=at(1)), at(1))
+    if when == "put":
+        plan.put(broken(name="bad"), at(2))
+    taken = plan.take(at(60)) if when == "ticks" else []
+    for entry in (*taken, *((each[2] for each in plan._heap) if when in {"take", "replan"} else ())):
+        if entry.schedule.name == "bad":
+            entry.schedule = broken(name="bad")
+    if when == "replan":
+        plan.replan(at(2))
+    taken = taken or plan.take(at(60))
+    for entry, *_ in plan.ticks(taken, at(60)):
+        if entry.schedule.name == "bad":
+            entry.schedule = broken(name="bad")
+        plan.done(entry)
+    assert [entry.schedule.name for entry in plan.take(at(120))] == ["good"]
+    assert (plan.names(), plan.broken()) == ({"good"}, {"bad"})
+    plan.put(schedule(name="bad", active_since=at(121)), at(121))
+    assert (plan.names(), plan.broken()) == ({"good", "bad"}, set())
+
+
+async def test_a_schedule_that_cannot_be_worked_out_is_counted_as_invalid() -> None:
+    """The scheduler goes on following; once the schedule is gone it counts no more."""
+    registry = CollectorRegistry()
+    counted: list[tuple[float | None, ...]] = []
+
+    async def changes() -> AsyncIterator[Snapshot | Change]:
+        for names in (("bad", "good"), ("good",)):
+            yield Snapshot(tuple(Change(name, broken(name=name) if name == "bad" else schedule(name=name)) for name in names))
+            counted.append(tuple(registry.get_sample_value("refresher_schedules", {"state": state}) for state in ("enabled", "invalid")))
+
+    await Scheduler(Metrics(registry)).follow(changes())
+    assert counted == [(1, 1), (1, 0)]
