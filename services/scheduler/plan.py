@@ -43,6 +43,7 @@ class Plan:
         self._current: dict[str, dict[str, Entry]] = {}
         self._heap: list[tuple[datetime, int, Entry]] = []
         self._pushed = 0
+        self._entries = 0
         self._broken: set[str] = set()
 
     def names(self) -> set[str]:
@@ -70,6 +71,7 @@ class Plan:
                     first = _next(schedule, site, schedule.active_since - timedelta(microseconds=1), now)
                 if first:
                     entries[site] = Entry(schedule, site, first)
+                    self._entries += 1
                     self._push(entries[site])
 
     def replan(self, now: datetime) -> None:
@@ -81,7 +83,10 @@ class Plan:
     def remove(self, name: str) -> None:
         """Forget a schedule."""
         self._broken.discard(name)
-        self._current.pop(name, None)
+        self._entries -= len(self._current.pop(name, ()))
+        if len(self._heap) > 2 * self._entries:  # most of it is of versions that are gone: each edit leaves some
+            self._heap = [each for each in self._heap if self._is_current(each[2])]
+            heapq.heapify(self._heap)
         while self._heap and not self._is_current(self._heap[0][2]):
             heapq.heappop(self._heap)
 
