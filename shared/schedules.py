@@ -297,11 +297,15 @@ class Schedule(ScheduleSpec):
 
     name: Name
     active_since: Moment
-    """The last time that it began to apply: created, resumed, or something that says when it is due changed. Nothing earlier is due."""
+    """The last time that it began to apply: created, resumed, or one of WHEN changed. Nothing earlier is due."""
 
 
-WHEN = ("sites", "timing", "valid_from", "valid_until", "max_runs", "exclusions")
-"""The fields that say when a schedule is due: with any of them changed it applies anew, from that moment on."""
+WHEN = (
+    *("sites", "timing", "valid_from", "valid_until", "max_runs", "exclusions"),
+    *("spread_s", "jitter_s", "catch_up", "catch_up_within_s"),
+)
+"""The fields that say when a schedule is due, when its runs start and what is caught up: with any of them changed it applies anew,
+from that moment on. What had passed by then under other rules may be measured and forgotten."""
 
 LATE_S = 10
 """A run that starts more than so many seconds late is one that is caught up: no scheduler was there in time."""
