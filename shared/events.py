@@ -213,7 +213,7 @@ class Failure(Event):
     kind: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
     """One word for counting and alerting; see ProbeError; besides those `expired`, `abandoned`, `too_large`,
     `no_label`, `line_busy` and `cancelled` (overlap), and where nobody took the run `no_runner`, `runner_offline`,
-    `scheduler_down` and `lost`."""
+    `scheduler_down`, `changed` and `lost`."""
     message: Annotated[str, StringConstraints(min_length=1, max_length=4_000), AfterValidator(_storable)]
 
 

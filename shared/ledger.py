@@ -1,14 +1,16 @@
 """What was to happen: every instant of every schedule as it was at the time. Pure functions of the schedules' history.
 
 A scheduler publishes a run when it is to start, with what it then knows. So a version of a schedule answers for the runs that
-were to start while it applied, and the next version for those after. Near the edge between two, and before a version that began
-to apply in the past, a scheduler may or may not have published a run: those instants are not certain.
+were to start while it applied, and the next version for those after. An instant that was due by then and was to start later, when
+another version applied that does not start it either, was withdrawn: nobody runs it, and it is closed all the same. Near the edge
+between two versions, and before one that began to apply in the past, a scheduler may or may not have published a run: those
+instants are not certain.
 """
 
 import heapq
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
 from uuid import UUID
@@ -16,7 +18,7 @@ from uuid import UUID
 from shared import due
 from shared.events import run_id_of
 from shared.provision import TICK_KEPT_S, TICKS_LIVE_S
-from shared.schedules import LATE_S, Schedule
+from shared.schedules import LATE_S, WHEN, Schedule
 
 log = logging.getLogger(__name__)
 
@@ -34,26 +36,6 @@ class Version:
     schedule: Schedule | None
 
 
-@dataclass(frozen=True)
-class Span:
-    """A schedule and the time for which it applied."""
-
-    schedule: Schedule
-    since: datetime
-    until: datetime | None
-    """None while it still applies."""
-    reach: timedelta
-    """How far before `since` a scheduler may have looked for instants to catch up."""
-
-    def answers_for(self, start_at: datetime) -> bool | None:
-        """Return True for a start that it answers for, False where it may or may not, None for any other."""
-        if start_at < self.since:
-            return False if start_at >= self.since - self.reach else None
-        if self.until is None or start_at < self.until:
-            return True
-        return False if start_at < self.until + EDGE else None
-
-
 @dataclass(frozen=True, slots=True)
 class Due:
     """An instant of a schedule at a site."""
@@ -64,6 +46,8 @@ class Due:
     start_at: datetime
     is_certain: bool
     """False where there may be a run or not."""
+    withdrawn: str | None = None
+    """What became of its schedule before it was to start, so that nobody starts it; None for one that is to be run."""
 
     @property
     def run_id(self) -> UUID:
@@ -90,6 +74,41 @@ class Due:
         return due.start_of(self.schedule, self.site, following) if following else None
 
 
+@dataclass(frozen=True)
+class Span:
+    """A schedule and the time for which it applied."""
+
+    schedule: Schedule
+    since: datetime
+    reach: timedelta
+    """How far before `since` a scheduler may have looked for instants to catch up."""
+    ended_by: Version | None
+    """What the schedule became after that; None while it still applies."""
+    following: "Span | None" = field(compare=False, repr=False)
+    """When it applied again; None while it did not."""
+
+    @property
+    def until(self) -> datetime | None:
+        """When it ended; None while it still applies."""
+        return self.ended_by.since if self.ended_by else None
+
+    def due(self, site: str, due_at: datetime, start_at: datetime) -> Due | None:
+        """Return what this version says of one of its instants, or None where another version, or none, answers for it."""
+        if start_at < self.since:
+            return Due(self.schedule, site, due_at, start_at, is_certain=False) if start_at >= self.since - self.reach else None
+        if self.ended_by is None or start_at < self.ended_by.since:
+            return Due(self.schedule, site, due_at, start_at, is_certain=True)
+        if due_at >= self.ended_by.since:
+            return Due(self.schedule, site, due_at, start_at, is_certain=False) if start_at < self.ended_by.since + EDGE else None
+        if self.following and self.following.takes_over(site, due_at):
+            return None
+        return Due(self.schedule, site, due_at, start_at, is_certain=True, withdrawn=_ending(self.schedule, self.ended_by))
+
+    def takes_over(self, site: str, due_at: datetime) -> bool:
+        """Return whether an instant that was due before is one of this version, too, and is to start after this version began."""
+        return is_instant(self.schedule, site, due_at) and due.start_of(self.schedule, site, due_at) >= self.since
+
+
 def spans(versions: Iterable[Version]) -> list[Span]:
     """Return the times for which each schedule applied, paused ones left out.
 
@@ -103,13 +122,28 @@ def spans(versions: Iterable[Version]) -> list[Span]:
 
 def _spans(history: Sequence[Version]) -> list[Span]:
     found: list[Span] = []
-    until: datetime | None = None
-    for place in range(len(history) - 1, -1, -1):
-        version = history[place]
-        if version.schedule and version.schedule.enabled and (until is None or version.since < until):
-            found.append(Span(version.schedule, version.since, until, EDGE + due.looked_back(version.schedule)))
-        until = min(until or version.since, version.since)
+    earliest: Version | None = None
+    for version in reversed(history):
+        if earliest and version.since >= earliest.since:
+            continue
+        if version.schedule and version.schedule.enabled:
+            reach, following = EDGE + due.looked_back(version.schedule), found[-1] if found else None
+            found.append(Span(version.schedule, version.since, reach, earliest, following))
+        earliest = version
     return found[::-1]
+
+
+def _ending(schedule: Schedule, ended_by: Version) -> str:
+    """Return what became of a schedule, and when, as a clause."""
+    after = ended_by.schedule
+    if after is None:
+        what = "removed (or became invalid)"
+    elif not after.enabled:
+        what = "paused"
+    else:
+        fields = ", ".join(name for name in WHEN if getattr(schedule, name) != getattr(after, name))
+        what = f"changed ({fields or 'active_since'})"
+    return f"the schedule was {what} at {ended_by.since:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def starting(history: Iterable[Span], after: datetime, until: datetime) -> Iterator[Due]:
@@ -118,7 +152,7 @@ def starting(history: Iterable[Span], after: datetime, until: datetime) -> Itera
     In no order; an instant at an edge may come from both of its sides.
     """
     for span in history:
-        if span.since <= until and (span.until is None or after < span.until + EDGE):
+        if span.since <= until and (span.until is None or after < span.until + max(EDGE, _latest_start(span.schedule))):
             for site in dict.fromkeys(span.schedule.sites):
                 yield from _unbroken(span, _starting(span, site, after, until))
 
@@ -127,12 +161,13 @@ def _starting(span: Span, site: str, after: datetime, until: datetime) -> Iterat
     if after < span.since:
         yield from _caught_up(span, site)
     earliest = max(after, span.since - _MOMENT)
+    latest = until if span.until is None else min(until, span.until + EDGE)
     for due_at in due.instants(span.schedule, site, earliest - _latest_start(span.schedule)):
-        if due_at > until:
+        if due_at > latest:
             return
         start_at = due.start_of(span.schedule, site, due_at)
-        if earliest < start_at <= until and (certain := span.answers_for(start_at)) is not None:
-            yield Due(span.schedule, site, due_at, start_at, certain)
+        if earliest < start_at <= until and (found := span.due(site, due_at, start_at)):
+            yield found
 
 
 def _caught_up(span: Span, site: str) -> Iterator[Due]:
@@ -161,28 +196,32 @@ def between(history: Iterable[Span], since: datetime, until: datetime) -> Iterat
 def _between(span: Span, site: str, since: datetime, until: datetime) -> Iterator[Due]:
     earliest = max(since, span.since - span.reach - _latest_start(span.schedule))
     latest = until if span.until is None else min(until, span.until + EDGE)
+    if latest <= earliest:
+        return  # most of a long history ended long before
     for due_at in due.instants(span.schedule, site, earliest - _MOMENT):
         if due_at >= latest:
             return
-        start_at = due.start_of(span.schedule, site, due_at)
-        if (certain := span.answers_for(start_at)) is not None:
-            yield Due(span.schedule, site, due_at, start_at, certain)
+        if found := span.due(site, due_at, due.start_of(span.schedule, site, due_at)):
+            yield found
+
+
+def is_instant(schedule: Schedule, site: str, moment: datetime) -> bool:
+    """Return whether a schedule, were it enabled, is due at a site at a moment."""
+    return site in schedule.sites and due.following(schedule, site, moment - _MOMENT) == moment
 
 
 def may_be_published(schedule: Schedule | None, site: str, due_at: datetime, now: datetime) -> bool:
     """Return whether a scheduler that comes back now, with the schedule as it is, would still publish an instant that has passed."""
-    if schedule is None or not schedule.enabled or site not in schedule.sites:
+    if schedule is None or not schedule.enabled:
         return False
     try:
-        return _is_looked_for(schedule, site, due_at, now)
+        return is_instant(schedule, site, due_at) and _is_looked_for(schedule, site, due_at, now)
     except due.BROKEN as error:
         _tell(schedule.name, str(error))
         return False
 
 
 def _is_looked_for(schedule: Schedule, site: str, due_at: datetime, now: datetime) -> bool:
-    if due.following(schedule, site, due_at - _MOMENT) != due_at:
-        return False
     oldest = now - due.looked_back(schedule)
     match schedule.catch_up:
         case "all":

@@ -42,11 +42,11 @@ class Metrics:
         )
         self.settled = Counter(
             "refresher_runs_settled_total",
-            "Runs that nobody started, recorded as missed, by reason (no_runner, runner_offline, expired, scheduler_down, lost).",
+            "Runs that nobody started, recorded as missed, by reason (no_runner, runner_offline, expired, scheduler_down, changed, lost).",
             ["reason"],
             registry=registry,
         )
-        for reason in ("no_runner", "runner_offline", "expired", "scheduler_down", "lost"):
+        for reason in ("no_runner", "runner_offline", "expired", "scheduler_down", "changed", "lost"):
             self.settled.labels(reason)  # there from the start, so that the first one counts as an increase
         self.open = Gauge("refresher_ledger_open", "Runs that were due and have no row so far.", registry=registry)
         self.audited = {

@@ -25,6 +25,8 @@ class OpenRun:
     engine: str
     start_at: datetime
     is_certain: bool
+    withdrawn: str | None
+    """What became of its schedule before it was to start, so that nobody starts it; None for one that is to be run."""
     expires_at: datetime | None
     """Of its tick; None while none was seen."""
     tick_sequence: int | None
@@ -47,7 +49,8 @@ async def settled_until(connection: Connection, horizon: datetime) -> datetime:
 
 async def open_up(connection: Connection, found: Iterable[Due], until: datetime) -> None:
     """Note those that have no row as open, and that everything up to a start was looked at: in one transaction."""
-    runs = {due.run_id: due for due in sorted(found, key=lambda each: each.is_certain)}  # the certain one of two stays
+    # the certain one of two stays, and of two of them the one that is run
+    runs = {due.run_id: due for due in sorted(found, key=lambda each: (each.is_certain, each.withdrawn is None))}
     rows = [
         (
             due.due_at,
@@ -58,6 +61,7 @@ async def open_up(connection: Connection, found: Iterable[Due], until: datetime)
             due.schedule.engine,
             due.start_at,
             due.is_certain,
+            due.withdrawn,
             due.remembered_until,
         )
         for run_id, due in runs.items()
@@ -105,11 +109,13 @@ async def count(connection: Connection) -> int:
 
 
 _OPEN = """
-INSERT INTO open_runs (due_at, run_id, site, line, schedule, engine, start_at, is_certain, tick_until, trigger, look_at)
+INSERT INTO open_runs (due_at, run_id, site, line, schedule, engine, start_at, is_certain, withdrawn, tick_until, trigger, look_at)
 SELECT given.*, 'schedule', clock_timestamp()
 FROM unnest(
-  $1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[], $8::boolean[], $9::timestamptz[]
-) AS given (due_at, run_id, site, line, schedule, engine, start_at, is_certain, tick_until)
+  $1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[],
+  $7::timestamptz[], $8::boolean[], $9::text[], $10::timestamptz[]
+) AS given (due_at, run_id, site, line, schedule, engine, start_at, is_certain, withdrawn, tick_until)
 WHERE NOT EXISTS (SELECT FROM results WHERE results.due_at = given.due_at AND results.run_id = given.run_id)
-ON CONFLICT DO NOTHING
+ON CONFLICT (due_at, run_id) DO UPDATE SET is_certain = true, withdrawn = EXCLUDED.withdrawn
+WHERE EXCLUDED.is_certain AND NOT open_runs.is_certain
 """

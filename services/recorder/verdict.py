@@ -54,7 +54,7 @@ def verdict(run: OpenRun, present: Present, patience: timedelta, *, may_be_publi
         return Nobodys()
     if may_be_published and not present.has_scheduler:
         return Later(present.now + patience)
-    return _not_published(run)
+    return _withdrawn(run, run.withdrawn) if run.withdrawn else _not_published(run)
 
 
 def _not_run(run: OpenRun, expires_at: datetime, present: Present) -> Failure:
@@ -91,6 +91,11 @@ def _not_claimed(run: OpenRun, expires_at: datetime, present: Present) -> Failur
         )
     look = "see what kept them busy (refresher runners), and their logs"
     return Failure(kind="expired", message=f"no line of site {run.site} took it before {until}: {look}")
+
+
+def _withdrawn(run: OpenRun, withdrawn: str) -> Failure:
+    reason = f"{withdrawn}, before this run was to start at {run.start_at:%Y-%m-%d %H:%M:%S} UTC"
+    return Failure(kind="changed", message=f"{reason}: if it is still wanted, ask for one (refresher run-now)")
 
 
 def _not_published(run: OpenRun) -> Failure:

@@ -35,6 +35,8 @@ CREATE TABLE open_runs (
   start_at      timestamptz NOT NULL,
   -- false: at the edge of a change, where a scheduler may or may not have published it
   is_certain    boolean     NOT NULL,
+  -- what became of its schedule before it was to start; null: it is to be run
+  withdrawn     text,
   -- of its tick; null while none was seen
   expires_at    timestamptz,
   tick_sequence bigint,

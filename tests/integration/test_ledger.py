@@ -13,6 +13,7 @@ import pytest
 
 from shared import subjects
 from shared.audit import Audit, audit
+from shared.due import instants, start_of
 from shared.errors import TooMuch
 from shared.events import Failure, Status, run_id_of
 from shared.provision import PIN_GROUP, provision
@@ -205,6 +206,29 @@ async def test_the_past_follows_the_schedule_as_it_then_was(bus: Bus, start: Sta
         assert is_near or (moment in found) == bool(every_s and int(moment.timestamp()) % every_s == 0), moment
     assert len(found) >= 4
     assert set(await kinds(database)) == {"scheduler_down"}
+
+
+async def test_what_a_change_kept_from_starting_says_so(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """An instant that was due before a pause and was to start after it, which no scheduler runs: one row, and what was done."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    made = interval("spread", 60, active_since=now - LONG).model_copy(update={"spread_s": 59})
+    due_at = next(instants(made, "home", now - timedelta(minutes=9)))
+    paused_at = due_at + (start_of(made, "home", due_at) - due_at) / 2
+    values = "(1, 'spread', 1, $1::timestamptz, $2::jsonb), (2, 'spread', 2, $3::timestamptz, $4::jsonb)"
+    paused = made.model_copy(update={"enabled": False}).model_dump_json()
+    arguments = (made.active_since, made.model_dump_json(), paused_at, paused)
+    await database.execute(f"INSERT INTO schedule_versions (number, name, revision, since, spec) VALUES {values}", *arguments)
+    made_at = (await bus.js.stream_info(f"KV_{subjects.SCHEDULES}")).created
+    began_at = due_at - timedelta(minutes=3)
+    await database.execute("UPDATE ledger_state SET began_at = $1, settled_until = $1, schedules_made_at = $2", began_at, made_at)
+    recorder = start("recorder", database_url, **QUICK)
+    await until_settled(database)
+    found = await row_of(database, run_id_of("spread", "home", due_at))
+    assert (found["status"], found["failure_kind"], found["start_at"]) == ("missed", "changed", start_of(made, "home", due_at))
+    assert f"was paused at {paused_at:%Y-%m-%d %H:%M:%S} UTC, before" in found["failure_message"]
+    assert [due_at for due_at in await due_of(database, "spread") if due_at >= paused_at] == []
+    assert (await kinds(database))["changed"] == 1
+    assert recorder.metric('refresher_runs_settled_total{reason="changed"}') == 1
 
 
 async def test_a_late_result_takes_the_place_of_a_guess(bus: Bus, start: Start, database_url: str, database: Database) -> None:

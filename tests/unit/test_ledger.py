@@ -93,7 +93,7 @@ def test_a_scheduler_publishes_what_was_due_and_nothing_else(history: list[Versi
     known = spans(history)
     due = list(starting(known, T0 - timedelta(days=2), END))
     runs = published(history)
-    assert certain(due) <= runs
+    assert certain(each for each in due if not each.withdrawn) <= runs
     assert runs <= {each.run_id for each in due}
     audited = list(between(known, T0 - timedelta(days=2), END + SECOND))
     assert runs <= {each.run_id for each in audited}
@@ -150,6 +150,26 @@ def test_the_edges_of_a_change_are_not_certain() -> None:
     known = spans([Version(1, "s", T0, schedule(1)), Version(2, "s", T0 + 20 * SECOND, None)])
     found = {due.due_at: due.is_certain for due in starting(known, T0, T0 + 60 * SECOND)}
     assert found == {T0 + second * SECOND: second < 20 for second in range(1, 20 + EDGE // SECOND)}
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        ({"enabled": False}, "the schedule was paused at 2026-10-25 00:33:00 UTC"),
+        ({"jitter_s": 0, "active_since": T0 + timedelta(minutes=33)}, "the schedule was changed (jitter_s) at 2026-10-25 00:33:00 UTC"),
+        (None, "the schedule was removed (or became invalid) at 2026-10-25 00:33:00 UTC"),
+        ({"priority": 9}, None),
+        ({"jitter_s": 0}, "the schedule was changed (jitter_s) at 2026-10-25 00:33:00 UTC"),
+    ],
+)
+def test_what_was_due_and_did_not_start_before_a_change_is_withdrawn(after: dict[str, Any] | None, told: str | None) -> None:
+    """It says what was done to its schedule; a version that has the instant, too, and is yet to start it takes it over."""
+    before, since = schedule(600, jitter_s=599), T0 + timedelta(minutes=33)
+    due_at = T0 + timedelta(minutes=30)
+    assert start_of(before, "home", due_at) > since + EDGE
+    history = [Version(1, "s", T0, before), Version(2, "s", since, before.model_copy(update=after) if after else None)]
+    (due,) = (each for each in between(spans(history), due_at, due_at + SECOND) if each.is_certain)
+    assert (due.start_at, due.withdrawn) == (start_of(before, "home", due_at), told)
 
 
 def test_versions_count_in_the_order_in_which_they_came() -> None:

@@ -1,9 +1,10 @@
-"""What is due is run once, whatever is done to a schedule: held against a model that only looks at a clock, minute by minute."""
+"""Every instant that was due is run or closed, once: held against a model that only looks at a clock, minute by minute."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from services.api.store import applied
 from services.scheduler.plan import Plan, lifetime, tick_of
 from shared.due import start_of
 from shared.events import run_id_of
-from shared.ledger import Version
+from shared.ledger import EDGE, Due, Version, between, spans, starting
 from shared.schedules import Interval, Schedule, ScheduleSpec
 
 T0 = datetime(2026, 11, 25, tzinfo=UTC)
@@ -119,6 +120,27 @@ def lived(history: Sequence[Version]) -> Model:
         model.change(version)
     model.wait(END)
     return model
+
+
+@given(histories(), st.integers(1, 120))
+def test_each_instant_is_run_or_closed_once(history: list[Version], minutes: int) -> None:
+    """In the pieces of a settler and by the audit: those, each for the right reason, and besides only what a late word explains."""
+    model = lived(history)
+    known = spans(history)
+    edges = [*(T0 + (minute - 1) * MINUTE for minute in range(0, (HOURS + 4) * 60, minutes)), END - timedelta(microseconds=1)]
+    for found in (
+        [due for after, until in pairwise(edges) for due in starting(known, after, until)],
+        [due for due in between(known, T0 - MINUTE, END) if due.start_at < END],
+    ):
+        certain = [due for due in found if due.is_certain]
+        assert Counter(due.run_id for due in certain if not due.withdrawn) == Counter(model.started)
+        assert Counter(due.run_id for due in certain if due.withdrawn) == Counter(model.withdrawn)
+        others = {due.run_id for due in found} - {*model.started, *model.withdrawn}
+        assert all(_came_just_after_a_change(due, history) for due in found if due.run_id in others)
+
+
+def _came_just_after_a_change(due: Due, history: Sequence[Version]) -> bool:
+    return any(version.since <= due.start_at < version.since + EDGE for version in history)
 
 
 @given(histories())

@@ -28,7 +28,7 @@ def run(**fields: Any) -> OpenRun:
         "engine": "noop",
     }
     times = {"start_at": due_at, "expires_at": NOW - timedelta(minutes=1), "tick_until": due_at + timedelta(minutes=5)}
-    return OpenRun(**{**known, **times, "is_certain": True, "tick_sequence": 100, "is_watched": True, **fields})
+    return OpenRun(**{**known, **times, "is_certain": True, "withdrawn": None, "tick_sequence": 100, "is_watched": True, **fields})
 
 
 def present(**fields: Any) -> Present:
@@ -40,7 +40,8 @@ def present(**fields: Any) -> Present:
 
 LTE = ("home", "lte")
 AWAY = ("office", "lte")
-NO_TICK = {"expires_at": None, "tick_sequence": None}
+NO_TICK: dict[str, Any] = {"expires_at": None, "tick_sequence": None}
+PAUSED = {**NO_TICK, "withdrawn": "the schedule was paused at noon"}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,8 @@ NO_TICK = {"expires_at": None, "tick_sequence": None}
         ({"line": ANY}, {"runners": frozenset({AWAY}), "acknowledged": {AWAY: 99}}, "no_runner", "REFRESHER_SITE=home, or"),
         (NO_TICK, {}, "scheduler_down", "refresher doctor"),
         ({**NO_TICK, "is_watched": False}, {}, "lost", "nobody recorded"),
+        (PAUSED, {}, "changed", "was paused at noon, before this run was to start at 2026-10-01 11:00:00 UTC: if it is still wanted"),
+        ({"withdrawn": "the schedule was paused"}, {}, "expired", "the runner of site home"),
     ],
 )
 def test_why_nobody_ran_it(fields: dict[str, Any], who: dict[str, Any], kind: str, told: str) -> None:
