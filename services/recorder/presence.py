@@ -45,7 +45,7 @@ class Presence:
         self._look_for_schedulers(await _consumers(js, f"KV_{subjects.SCHEDULES}"))
         since = self._scheduler_since
         has_scheduler = since is not None and time.monotonic() - since >= self._patience_s
-        return Present(now, frozenset(runners), frozenset(busy), acknowledged, has_scheduler)
+        return Present(now, frozenset(runners), await _leaves(js), frozenset(busy), acknowledged, has_scheduler)
 
     def scheduler_is_catching_up(self) -> None:
         """Note that a scheduler publishes what was due long ago: the patience with it begins anew."""
@@ -59,6 +59,12 @@ class Presence:
             self._scheduler_seen_at = moment
         elif moment - self._scheduler_seen_at >= self._patience_s:  # between two questions it may not wait for a moment
             self._scheduler_since = None
+
+
+async def _leaves(js: JetStreamContext) -> frozenset[str]:
+    """Return the sites from whose servers this one fetches results: each is the domain of its server (shared/leaf.py)."""
+    sources = (await js.stream_info(subjects.RESULTS)).config.sources or []
+    return frozenset(source.external.api.split(".")[1] for source in sources if source.external)
 
 
 async def _consumers(js: JetStreamContext, stream: str) -> list[ConsumerInfo]:

@@ -76,7 +76,8 @@ _OTHERS = [name for name in COLUMNS if name not in {"due_at", "run_id"}]
 _REPLACE = f"""
 UPDATE results SET ({", ".join(_OTHERS)}, recorded_at) = ROW({", ".join(f"given.{name}" for name in _OTHERS)}, clock_timestamp())
 FROM {_GIVEN}
-WHERE results.due_at = given.due_at AND results.run_id = given.run_id AND results.started_at IS NULL
+WHERE results.due_at = given.due_at AND results.run_id = given.run_id
+AND results.started_at IS NULL AND (given.started_at IS NOT NULL OR results.runner IS NULL AND given.runner IS NOT NULL)
 RETURNING results.run_id
 """  # noqa: S608 - as above
 _NOTHING = Measurement()
@@ -85,25 +86,29 @@ _NOTHING = Measurement()
 async def insert(connection: Connection, results: Sequence[Result]) -> int:
     """Store results and return how many changed something; missing partitions are made before.
 
-    A result already stored is a redelivery, not an error: the primary key drops it. Only where the one that is there says that
-    the run never started, and the new one that it did, the new one takes its place: what was measured beats what was guessed.
+    A result already stored is a redelivery, not an error: the primary key drops it. Only one of more weight takes the place of
+    the one that is there: what a runner says beats what was guessed without one, and a run that started beats both.
     Raises: one of REFUSED for a value that cannot be stored, asyncpg.PostgresError or OSError when the server does not
     take it now; storing them all again does no harm then.
     """
     for month in sorted({_month_of(result) for result in results}):
         await connection.execute("SELECT results_partition($1)", month)
-    # one of each run, for a statement changes no row twice: the first that started, else the first
+    # one of each run, for a statement changes no row twice: the first of those with the most weight
     chosen: dict[tuple[datetime, UUID], Result] = {}
     for result in results:
         known = chosen.setdefault((result.due_at, result.run_id), result)
-        if known.started_at is None and result.started_at is not None:
+        if _weight(result) > _weight(known):
             chosen[result.due_at, result.run_id] = result
     # in the order of the key: two that store the same results, in whatever order they came, would wait for each other
     ordered = sorted(chosen.values(), key=lambda result: (result.due_at, result.run_id))
     new = {(row["due_at"], row["run_id"]) for row in await connection.fetch(_INSERT, *_columns(ordered))}
-    late = [result for result in ordered if result.started_at is not None and (result.due_at, result.run_id) not in new]
+    late = [result for result in ordered if _weight(result) and (result.due_at, result.run_id) not in new]
     replaced = await connection.fetch(_REPLACE, *_columns(late)) if late else []
     return len(new) + len(replaced)
+
+
+def _weight(result: Result) -> int:
+    return 2 if result.started_at is not None else 1 if result.runner is not None else 0
 
 
 def _columns(results: Sequence[Result]) -> list[tuple[Any, ...]]:

@@ -63,13 +63,16 @@ CREATE TABLE ledger_state (
 );
 INSERT INTO ledger_state (began_at, settled_until) VALUES (now(), now());
 
--- A result that comes late takes the place of a guess. Who may update results may do that and nothing else.
+-- What a runner says takes the place of a guess, and a run that started that of one which did not. Who may update results may do
+-- that and nothing else.
 CREATE FUNCTION results_stay() RETURNS trigger LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 BEGIN
-  IF OLD.started_at IS NOT NULL AND NOT pg_has_role((SELECT relowner FROM pg_class WHERE oid = 'results'::regclass), 'USAGE') THEN
-    RAISE insufficient_privilege USING MESSAGE = 'the result of a run that started is never changed';
+  IF OLD.started_at IS NULL AND (NEW.started_at IS NOT NULL OR OLD.runner IS NULL AND NEW.runner IS NOT NULL)
+    OR pg_has_role((SELECT relowner FROM pg_class WHERE oid = 'results'::regclass), 'USAGE')
+  THEN
+    RETURN NEW;
   END IF;
-  RETURN NEW;
+  RAISE insufficient_privilege USING MESSAGE = 'a result is only changed by one that knows more: a runner''s, or of a run that started';
 END $$;
 CREATE TRIGGER results_stay BEFORE UPDATE ON results FOR EACH ROW EXECUTE FUNCTION results_stay();
 
@@ -85,7 +88,7 @@ BEGIN
   FOR wanted IN
     SELECT * FROM (VALUES
       -- what the ledger compares, and what the storing of a result asks for; nothing of what was measured
-      ('refresher_recorder', 'INSERT, SELECT (run_id, due_at, site, schedule, trigger, started_at) ON results'),
+      ('refresher_recorder', 'INSERT, SELECT (run_id, due_at, site, schedule, trigger, runner, started_at) ON results'),
       ('refresher_recorder', format('UPDATE (%s) ON results', others)),
       ('refresher_recorder', 'SELECT ON refresher_migrations'),
       ('refresher_recorder', 'SELECT, INSERT ON schedule_versions, asked_runs'),

@@ -14,6 +14,7 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 
+from services.recorder.presence import Presence
 from shared import subjects
 from shared.due import instants
 from shared.events import Result, Tick
@@ -118,6 +119,14 @@ async def test_a_site_measures_through_an_outage_of_its_line(
 def due(schedule: Schedule, since: datetime, until: datetime) -> list[datetime]:
     """Return when a schedule was due at the office in a period."""
     return list(takewhile(lambda instant: instant <= until, instants(schedule, "office", since)))
+
+
+async def test_the_recorder_knows_which_sites_have_servers_of_their_own(bus: Bus) -> None:
+    """By where the results come from: none at first, then as the scheduler was told."""
+    await provision(bus.js)
+    assert (await Presence(1).look(bus.js, datetime.now(UTC))).leaves == set()
+    await provision(bus.js, leaves=("office", "attic"))
+    assert (await Presence(1).look(bus.js, datetime.now(UTC))).leaves == {"office", "attic"}
 
 
 async def test_the_hub_sees_the_office_and_can_ask_it(

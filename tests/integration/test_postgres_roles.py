@@ -13,7 +13,7 @@ import pytest
 
 from services.recorder import store
 from shared.errors import Unavailable
-from shared.events import Measurement, Result, Status
+from shared.events import Failure, Measurement, Result, Status
 from shared.migrate import migrate, migrate_if_allowed
 from tests.commands import Refresher
 from tests.deployed import Database, make_secrets
@@ -108,10 +108,34 @@ async def test_the_recorder_replaces_a_guess_and_nothing_else(database: Database
         measurement=Measurement(latency_s=0.01),
     )
     assert await store.insert(recorder, [result]) == 1
-    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="never changed"):
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="knows more"):
         await recorder.execute("UPDATE results SET latency_s = 1 WHERE run_id = $1", run_id)
     await owner.execute("UPDATE results SET latency_s = 2 WHERE run_id = $1", run_id)
     assert await owner.fetchval("SELECT (status, latency_s) = ('succeeded', 2) FROM results WHERE run_id = $1", run_id)
+    await owner.close()
+    await recorder.close()
+
+
+async def test_a_runners_word_takes_the_place_of_a_guess_and_not_of_another_word(database: Database) -> None:
+    """That it skipped a run, which has no start, is more than that nobody took it; only a run that started is more than that."""
+    owner, recorder = await database.connect("refresher"), await database.connect("refresher_recorder")
+    fields = row(datetime(2001, 2, 5, tzinfo=UTC))
+    known = {name: fields[name] for name in ("run_id", "due_at", "site", "schedule", "trigger", "engine", "finished_at")}
+    guess = Result(**known, status=Status.MISSED, failure=Failure(kind="no_runner", message="there has never been one"))
+    word = Result(**known, status=Status.SKIPPED, runner="office-1", failure=Failure(kind="line_busy", message="the line was busy"))
+    other = word.model_copy(update={"runner": "office-2"})
+    started = other.model_copy(update={"status": Status.SUCCEEDED, "started_at": word.finished_at, "failure": None})
+    told = "SELECT (status, runner, failure_kind) FROM results WHERE run_id = $1"
+    assert await store.insert(recorder, [guess]) == 1
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="knows more"):
+        await recorder.execute("UPDATE results SET failure_kind = 'lost' WHERE run_id = $1", guess.run_id)
+    assert await store.insert(recorder, [guess, word, other]) == 1
+    assert await owner.fetchval(told, guess.run_id) == ("skipped", "office-1", "line_busy")
+    assert await store.insert(recorder, [other]) == await store.insert(recorder, [guess]) == 0
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="knows more"):
+        await recorder.execute("UPDATE results SET runner = 'office-2' WHERE run_id = $1", guess.run_id)
+    assert await store.insert(recorder, [guess, started]) == 1
+    assert await owner.fetchval(told, guess.run_id) == ("succeeded", "office-2", None)
     await owner.close()
     await recorder.close()
 
@@ -159,6 +183,7 @@ REFUSED = {
     "SELECT * FROM results": ("refresher_api", "refresher_grafana"),
     "SELECT download_bps FROM results": ("refresher_api", "refresher_grafana"),
     "UPDATE results SET due_at = now() WHERE started_at IS NULL": (),
+    "SELECT runner FROM results": ("refresher_api", "refresher_grafana", "refresher_recorder"),
     "SELECT started_at FROM results": ("refresher_api", "refresher_grafana", "refresher_recorder"),
     "SELECT * FROM schedule_versions": ("refresher_api", "refresher_recorder"),
     "UPDATE schedule_versions SET spec = null": (),

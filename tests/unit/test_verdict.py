@@ -33,13 +33,13 @@ def run(**fields: Any) -> OpenRun:
 
 def present(**fields: Any) -> Present:
     """Return that a runner is there, idle, and has ended none of these ticks."""
-    return Present(
-        **{"now": NOW, "runners": frozenset({HOME}), "busy": frozenset(), "acknowledged": {HOME: 99}, "has_scheduler": False, **fields}
-    )
+    seen = {"now": NOW, "runners": frozenset({HOME}), "leaves": frozenset(), "busy": frozenset(), "acknowledged": {HOME: 99}}
+    return Present(**{**seen, "has_scheduler": False, **fields})
 
 
 LTE = ("home", "lte")
 AWAY = ("office", "lte")
+LEAF = {"leaves": frozenset({"home"}), "acknowledged": {}}
 NO_TICK: dict[str, Any] = {"expires_at": None, "tick_sequence": None}
 PAUSED = {**NO_TICK, "withdrawn": "the schedule was paused at noon"}
 
@@ -57,10 +57,14 @@ PAUSED = {**NO_TICK, "withdrawn": "the schedule was paused at noon"}
         ),
         ({"line": "lte"}, {}, "no_runner", "REFRESHER_SITE=home REFRESHER_LINE=lte"),
         ({}, {"acknowledged": {}, "runners": frozenset()}, "no_runner", "never been a runner of site home"),
+        ({}, {"acknowledged": {}}, "expired", "the runner of site home"),
         ({}, {"acknowledged": {HOME: 100}}, "lost", "refresher dead list"),
         ({"line": ANY}, {"runners": frozenset({LTE}), "acknowledged": {LTE: 100}}, "expired", "no line of site home took it"),
         ({"line": ANY}, {"runners": frozenset({AWAY}), "acknowledged": {LTE: 99}}, "runner_offline", "of any line of site home was there"),
         ({"line": ANY}, {"runners": frozenset({AWAY}), "acknowledged": {AWAY: 99}}, "no_runner", "REFRESHER_SITE=home, or"),
+        ({}, {**LEAF, "runners": frozenset()}, "runner_offline", "no runner of site home is heard of"),
+        ({}, LEAF, "lost", "site home has a NATS server of its own, and no word of this run came from it, although a runner of site home"),
+        (NO_TICK, {**LEAF, "runners": frozenset()}, "runner_offline", "what it measured takes the place of this row"),
         (NO_TICK, {}, "scheduler_down", "refresher doctor"),
         ({**NO_TICK, "is_watched": False}, {}, "lost", "nobody recorded"),
         (PAUSED, {}, "changed", "was paused at noon, before this run was to start at 2026-10-01 11:00:00 UTC: if it is still wanted"),
