@@ -91,6 +91,10 @@ class _Wanted:
     """Later rows may be of a schedule or a run that is not written down yet."""
     known_since: dict[str, datetime]
     """For each schedule, from when on its versions are known."""
+    spans: dict[str, list[Span]]
+    """By the names of the schedules."""
+    leaves: frozenset[str]
+    """The sites with a NATS server of their own."""
 
 
 async def audit(
@@ -107,15 +111,18 @@ async def audit(
 
     Raises: TooMuch when more than `at_most` instants were due, asyncpg.PostgresError.
     """
-    state = await connection.fetchrow("SELECT began_at, settled_until FROM ledger_state")
-    began_at, settled_until = (state["began_at"], state["settled_until"]) if state else (now, now)
+    state = await connection.fetchrow("SELECT began_at, settled_until, leaves FROM ledger_state")
+    began_at, settled_until, leaves = (state["began_at"], state["settled_until"], state["leaves"]) if state else (now, now, ())
     found = Audit(max(since, began_at), max(min(until, now), since, began_at))
     versions = await history.versions(connection)
     known_since: dict[str, datetime] = {}
     for version in versions:
         known_since[version.name] = min(known_since.get(version.name, version.since), version.since)
     spans = [span for span in ledger.spans(versions) if schedule in {None, span.schedule.name}]
-    wanted = _Wanted(connection, now, site, schedule, settled_until, known_since)
+    by_name: dict[str, list[Span]] = {}
+    for span in spans:
+        by_name.setdefault(span.schedule.name, []).append(span)
+    wanted = _Wanted(connection, now, site, schedule, settled_until, known_since, by_name, frozenset(leaves))
     async for start, end, instants in _pieces(spans, found.since, found.until, site):
         await _compare(wanted, found, start, end, instants)
         if at_most is not None and found.due > at_most:
@@ -188,10 +195,20 @@ async def _sort(wanted: _Wanted, found: Audit, strangers: Sequence[asyncpg.Recor
     if not strangers:
         return
     twice = {row["run_id"] for row in await wanted.connection.fetch(_TWICE, [row["run_id"] for row in strangers])}
-    for row in strangers:
+    for number, row in enumerate(strangers, 1):
         run = _run(row, row["trigger"])
-        is_second = run.trigger != "manual" and run.schedule and (run.due_at, run_id_of(run.schedule, run.site, run.due_at)) in instants
-        (found.duplicated if is_second or run.run_id in twice else found.unexpected).add(run)
+        run_id = run_id_of(run.schedule, run.site, run.due_at) if run.schedule and run.trigger != "manual" else None
+        if (run.due_at, run_id) in instants or run.run_id in twice:
+            found.duplicated.add(run)
+        elif run.run_id != run_id or not _is_by_a_copy(wanted, run):
+            found.unexpected.add(run)
+        if number % _YIELD_EVERY == 0:
+            await asyncio.sleep(0)
+
+
+def _is_by_a_copy(wanted: _Wanted, run: Run) -> bool:
+    """Return whether a site that may be cut off can have gone by an older version of a schedule."""
+    return run.site in wanted.leaves and ledger.was_an_instant(wanted.spans.get(run.schedule or "", ()), run.site, run.due_at)
 
 
 def _run(row: asyncpg.Record, trigger: str) -> Run:

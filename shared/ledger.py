@@ -210,6 +210,14 @@ def is_instant(schedule: Schedule, site: str, moment: datetime) -> bool:
     return site in schedule.sites and due.following(schedule, site, moment - _MOMENT) == moment
 
 
+def was_an_instant(history: Iterable[Span], site: str, moment: datetime) -> bool:
+    """Return whether any of a schedule's versions that had begun by a moment is due then, had no later one come.
+
+    A site that is cut off goes by its own copy of the schedules, however old that is.
+    """
+    return any(span.since <= moment and is_instant(span.schedule, site, moment) for span in history)
+
+
 def may_be_published(schedule: Schedule | None, site: str, due_at: datetime, now: datetime) -> bool:
     """Return whether a scheduler that comes back now, with the schedule as it is, would still publish an instant that has passed."""
     if schedule is None or not schedule.enabled:

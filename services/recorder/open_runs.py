@@ -1,6 +1,6 @@
-"""All the SQL of the settler: how far it has come, and the runs that have no row so far."""
+"""All the SQL of the settler: how far it has come, which sites go on by themselves, and the runs that have no row so far."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -70,6 +70,15 @@ async def open_up(connection: Connection, found: Iterable[Due], until: datetime)
         if rows:
             await connection.execute(_OPEN, *map(list, zip(*rows, strict=True)))
         await connection.execute("UPDATE ledger_state SET settled_until = $1", until)
+
+
+async def note_leaves(connection: Connection, sites: Collection[str]) -> None:
+    """Note which sites have a NATS server of their own; those that had one before stay noted."""
+    await connection.execute(
+        "UPDATE ledger_state SET leaves = ARRAY(SELECT DISTINCT site FROM unnest(leaves || $1::text[]) AS site ORDER BY site) "
+        "WHERE NOT leaves @> $1",
+        sorted(sites),
+    )
 
 
 async def close(connection: Connection) -> None:

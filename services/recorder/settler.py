@@ -116,6 +116,7 @@ class Settler:
         """Decide about the open runs for which it is time; return whether there are more of them."""
         # who is busy first, the results after that: a run that ends in between has published its result by then
         present = await self._presence.look(js, now)
+        await open_runs.note_leaves(connection, present.leaves)
         if not await open_runs.count(connection):
             return False
         if not await _is_recorded(js):

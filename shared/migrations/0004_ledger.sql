@@ -59,7 +59,9 @@ CREATE TABLE ledger_state (
   -- no revision that is read counts for what was earlier
   schedules_floor    timestamptz,
   ticks_made_at      timestamptz,
-  ticks_sequence     bigint      NOT NULL DEFAULT 0
+  ticks_sequence     bigint      NOT NULL DEFAULT 0,
+  -- the sites that have, or had, a NATS server of their own: cut off, they go by an older version of a schedule
+  leaves             text[]      NOT NULL DEFAULT '{}'
 );
 INSERT INTO ledger_state (began_at, settled_until) VALUES (now(), now());
 

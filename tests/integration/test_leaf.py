@@ -121,12 +121,19 @@ def due(schedule: Schedule, since: datetime, until: datetime) -> list[datetime]:
     return list(takewhile(lambda instant: instant <= until, instants(schedule, "office", since)))
 
 
-async def test_the_recorder_knows_which_sites_have_servers_of_their_own(bus: Bus) -> None:
-    """By where the results come from: none at first, then as the scheduler was told."""
+async def test_the_recorder_knows_which_sites_have_servers_of_their_own(
+    bus: Bus, center: tuple[Server, int], tmp_path: Path, database_url: str, database: "Database[asyncpg.Record]"
+) -> None:
+    """By where the results come from: none at first, then as the scheduler was told; the audit is told, too."""
     await provision(bus.js)
     assert (await Presence(1).look(bus.js, datetime.now(UTC))).leaves == set()
     await provision(bus.js, leaves=("office", "attic"))
     assert (await Presence(1).look(bus.js, datetime.now(UTC))).leaves == {"office", "attic"}
+    recorder = ServiceProcess("recorder", tmp_path, center[0].url, database_url, REFRESHER_RECORDER_SETTLE_EVERY_S="0.2")
+    try:
+        await until(lambda: database.fetchval("SELECT leaves = '{attic,office}' FROM ledger_state"), 20)
+    finally:
+        await asyncio.to_thread(recorder.stop)
 
 
 async def test_the_hub_sees_the_office_and_can_ask_it(

@@ -4,13 +4,14 @@ import asyncio
 import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
+from services.recorder import open_runs
 from shared import subjects
 from shared.audit import Audit, audit
 from shared.due import instants, start_of
@@ -360,6 +361,37 @@ async def test_a_schedule_that_reaches_past_the_calendar_ends_nothing(
             assert (await client.get("/api/v1/audit")).json()["missing"]["count"] == 0
     await remove(bus, "good")
     await until_settled(database)
+
+
+async def test_a_site_that_was_cut_off_may_go_by_an_older_version(database: Database) -> None:
+    """What it measures after a pause that it does not know of is expected there, and of no other site, and of no other instant."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    since, paused_at = now - 6 * LONG, now - 2 * LONG
+    made = interval("steady", 600, sites=("office", "home"), active_since=since)
+    versions = "(1, 'steady', 1, $1::timestamptz, $2::jsonb), (2, 'steady', 2, $3::timestamptz, null)"
+    await database.execute(
+        f"INSERT INTO schedule_versions (number, name, revision, since, spec) VALUES {versions}", since, made.model_dump_json(), paused_at
+    )
+    await database.execute("UPDATE ledger_state SET began_at = $1, settled_until = $2", since, now)
+
+    async def measured(site: str, due_at: datetime) -> UUID:
+        (run_id,) = await insert(database, row(due_at, site=site, schedule="steady", run_id=run_id_of("steady", site, due_at)))
+        return run_id
+
+    for site in made.sites:
+        for due_at in takewhile(lambda due_at: due_at < paused_at, instants(made, site, since)):
+            await measured(site, due_at)
+    after = {site: next(instants(made, site, paused_at + 60 * SECOND)) for site in made.sites}
+    at_office, at_home = [await measured(site, due_at) for site, due_at in after.items()]
+    at_no_instant = await measured("office", after["office"] + SECOND)
+    assert (await audit(database, since, now, now=now)).unexpected.count == 3
+    await open_runs.note_leaves(database, {"attic", "office"})
+    await open_runs.note_leaves(database, {"attic", "barn"})
+    found = await audit(database, since, now, now=now)
+    assert {run.run_id for run in found.unexpected.first} == {at_home, at_no_instant}
+    assert (found.missing.count, found.duplicated.count, found.rows) == (0, 0, found.due + 3)
+    await database.execute("UPDATE results SET run_id = gen_random_uuid() WHERE run_id = $1", at_office)
+    assert (await audit(database, since, now, now=now, site="office")).unexpected.count == 2, "it has the id of no run of that schedule"
 
 
 async def test_an_audit_finds_what_somebody_did_by_hand(

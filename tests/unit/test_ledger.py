@@ -14,7 +14,7 @@ from services.scheduler.plan import Plan
 from shared import ledger
 from shared.due import start_of
 from shared.events import run_id_of
-from shared.ledger import EDGE, Due, Version, between, may_be_published, spans, starting
+from shared.ledger import EDGE, Due, Version, between, may_be_published, spans, starting, was_an_instant
 from shared.schedules import Cron, Interval, Once, Schedule
 
 T0 = datetime(2026, 10, 25, tzinfo=UTC)
@@ -170,6 +170,14 @@ def test_what_was_due_and_did_not_start_before_a_change_is_withdrawn(after: dict
     history = [Version(1, "s", T0, before), Version(2, "s", since, before.model_copy(update=after) if after else None)]
     (due,) = (each for each in between(spans(history), due_at, due_at + SECOND) if each.is_certain)
     assert (due.start_at, due.withdrawn) == (start_of(before, "home", due_at), told)
+
+
+def test_a_copy_of_the_schedules_may_be_of_any_version_that_had_begun() -> None:
+    """A site that is cut off may know the first of them still, and none that is yet to come, whatever past that one claims."""
+    history = [Version(1, "s", T0, schedule(60)), Version(2, "s", T0 + 300 * SECOND, schedule(7)), Version(3, "s", T0 + 400 * SECOND, None)]
+    expected = {60: True, 59: False, 304: True, 305: False, 360: True, 480: True, 486: True, 487: False}
+    assert {second: was_an_instant(spans(history), "home", T0 + second * SECOND) for second in expected} == expected
+    assert not was_an_instant(spans(history), "office", T0 + 60 * SECOND)
 
 
 def test_versions_count_in_the_order_in_which_they_came() -> None:
