@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -17,6 +18,7 @@ from shared.audit import Audit, audit
 from shared.due import instants, start_of
 from shared.errors import TooMuch
 from shared.events import Failure, Status, run_id_of
+from shared.ledger import Due
 from shared.provision import PIN_GROUP, provision
 from shared.pull import Pull
 from tests.commands import Refresher
@@ -230,6 +232,23 @@ async def test_what_a_change_kept_from_starting_says_so(bus: Bus, start: Start, 
     assert [due_at for due_at in await due_of(database, "spread") if due_at >= paused_at] == []
     assert (await kinds(database))["changed"] == 1
     assert recorder.metric('refresher_runs_settled_total{reason="changed"}') == 1
+
+
+async def test_what_is_noted_of_an_instant_is_the_most_that_is_known(database: Database) -> None:
+    """One that may have been published, and then must have been; one that an earlier version withdrew and a later one starts."""
+    made, due_at = interval("twice", 60), datetime.now(UTC).replace(microsecond=0)
+    maybe = Due(made, "home", due_at, due_at, is_certain=False)
+    withdrawn, run = replace(maybe, is_certain=True, withdrawn="the schedule was paused"), replace(maybe, is_certain=True)
+
+    async def noted(*found: Due) -> Any:
+        await open_runs.open_up(database, found, due_at)
+        return await database.fetchval("SELECT (is_certain, withdrawn) FROM open_runs")
+
+    assert await noted(maybe) == (False, None)
+    assert await noted(withdrawn, maybe) == (True, "the schedule was paused")
+    assert await noted(maybe) == (True, "the schedule was paused")
+    await database.execute("DELETE FROM open_runs")
+    assert await noted(run, withdrawn, maybe) == (True, None)
 
 
 async def test_a_late_result_takes_the_place_of_a_guess(bus: Bus, start: Start, database_url: str, database: Database) -> None:
