@@ -21,6 +21,8 @@ Key = tuple[str, str, str, str]
 
 _PAGE = timedelta(hours=6)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FURTHEST = 50 * 366 * 4
+"""Pages in 50 years."""
 _LONGEST_CHANGE = timedelta(hours=26)
 """No clock has ever been changed by more: Samoa and Kiribati leapt over a day."""
 
@@ -40,14 +42,16 @@ def after(key: Key, moment: datetime) -> datetime | None:
 
 def before(key: Key, moment: datetime, since: datetime) -> datetime | None:
     """Return the last instant in (since, moment], or None when there is none."""
-    number, first = (moment - _EPOCH) // _PAGE, (since - _EPOCH) // _PAGE
-    while number >= first:
-        page = _page(key, number)
-        place = bisect_right(page, moment)
-        if place:
-            return page[place - 1] if page[place - 1] > since else None
-        number -= 1
-    return None
+    number = (moment - _EPOCH) // _PAGE
+    page = _page(key, number)
+    place = bisect_right(page, moment)
+    found = page[place - 1] if place else _back(key, number) if _EPOCH + number * _PAGE > since else None
+    return found if found and found > since else None
+
+
+def instants(key: Key, moment: datetime) -> Iterator[datetime]:
+    """Yield every instant strictly after a moment, in order; to walk far is quicker than to look each one up."""
+    return _instants(key, moment.astimezone(UTC))
 
 
 @lru_cache(maxsize=8_192)
@@ -66,6 +70,27 @@ def _page(key: Key, number: int) -> tuple[datetime, ...]:
 def _beyond(key: Key, number: int) -> datetime | None:
     """Return the first instant after a page."""
     return next(_instants(key, _EPOCH + (number + 1) * _PAGE - timedelta(microseconds=1)), None)
+
+
+@lru_cache(maxsize=8_192)
+def _back(key: Key, number: int) -> datetime | None:
+    """Return the last instant before a page, or None when there is none (within 50 years): by leaps back, then by bisection."""
+    start = _EPOCH + number * _PAGE
+
+    def has(first: int) -> bool:
+        found = _beyond(key, first - 1)
+        return found is not None and found < start
+
+    leap = 1
+    while not has(number - leap):
+        leap *= 2
+        if leap > _FURTHEST:
+            return None
+    low, high = number - leap, number - leap // 2  # from `low` on there is one before the page, from `high` on none
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if has(middle) else (low, middle)
+    return _page(key, low)[-1]
 
 
 def _instants(key: Key, moment: datetime) -> Iterator[datetime]:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import islice
 
-from shared import cron, exclusions, randomly
-from shared.schedules import LATE_S, LATEST, Cron, Exclusion, Interval, Manual, Once, Random, Schedule
+from shared import cron, randomly
+from shared.exclusions import Calendar, calendar
+from shared.schedules import LATE_S, LATEST, Cron, Interval, Manual, Once, Random, Schedule, differs_by_site
 
 BROKEN = (ArithmeticError, LookupError, ValueError)
 """What arithmetic with times and zones raises. No schedule that is valid does that; one that does must not harm the others."""
@@ -25,8 +27,7 @@ def instants(schedule: Schedule, site: str, after: datetime) -> Iterator[datetim
     one will ever be due.
     """
     rule = _rule(schedule, site)
-    last = _last(rule)
-    while (instant := _following(rule, after)) and not (last and instant > last):
+    while (instant := _following(rule, after)) and not ((last := _last(rule, instant)) and instant > last):
         yield instant
         after = instant
 
@@ -40,12 +41,13 @@ def latest(schedule: Schedule, site: str, after: datetime, until: datetime) -> d
     """Return the last due instant in (after, until], or None when there is none."""
     rule = _rule(schedule, site)
     after = max(after, rule.since)
-    moment = min(until, _last(rule) or until, rule.until)
+    moment = min(until, rule.until)
+    moment = min(moment, _last(rule, moment) or moment)
     while moment > after and (instant := _before(rule, moment, after)):
-        excluded = exclusions.around(rule.exclusions, instant)
-        if not excluded:
+        begin = rule.excluded and rule.excluded.begin_of(instant)
+        if not begin:
             return instant
-        moment = excluded[0] - _MOMENT
+        moment = begin - _MOMENT
     return None
 
 
@@ -76,20 +78,20 @@ def looked_back(schedule: Schedule) -> timedelta:
 
 def same_everywhere(schedule: Schedule) -> bool:
     """Return whether an instant is due, and starts, at all sites at once."""
-    if isinstance(schedule.timing, Random) or schedule.spread_s or schedule.jitter_s:
-        return False
-    return not (isinstance(schedule.timing, Interval) and schedule.timing.phase_s is None)
+    return not (schedule.spread_s or schedule.jitter_s or differs_by_site(schedule.timing))
 
 
 _MOMENT = timedelta(microseconds=1)
 _EXCLUDED_IN_A_ROW = 1_000
 """So often is an instant looked for after an exclusion; then everything is excluded, and none will ever be due."""
+_WALKED = timedelta(hours=6)
+"""To the end of a longer exclusion it is leapt, through a shorter one it is walked: to begin anew takes as long as some steps."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What the instants of a schedule at a site depend on."""
+    """What the instants of a schedule at a site depend on: the same for all sites where they are due at once."""
 
     key: str
     timing: Interval | Cron | Once | Manual | Random
@@ -97,14 +99,16 @@ class _Rule:
     """Everything due is later than this."""
     until: datetime
     """Nothing due is later than this."""
-    exclusions: tuple[Exclusion, ...]
+    excluded: Calendar | None
     max_runs: int | None
 
 
 def _rule(schedule: Schedule, site: str) -> _Rule:
     since = max(schedule.active_since, schedule.valid_from or schedule.active_since) - _MOMENT
     until = (schedule.valid_until or LATEST) - _MOMENT
-    return _Rule(f"{schedule.name}:{site}", schedule.timing, since, until, schedule.exclusions, schedule.max_runs)
+    key = f"{schedule.name}:{site}" if differs_by_site(schedule.timing) else ""
+    excluded = calendar(schedule.exclusions) if schedule.exclusions else None
+    return _Rule(key, schedule.timing, since, until, excluded, schedule.max_runs)
 
 
 def _following(rule: _Rule, after: datetime) -> datetime | None:
@@ -113,27 +117,74 @@ def _following(rule: _Rule, after: datetime) -> datetime | None:
         instant = _after(rule, moment) if moment < rule.until else None
         if instant is None or instant > rule.until:
             return None
-        excluded = exclusions.around(rule.exclusions, instant)
-        if not excluded:
+        end = rule.excluded and rule.excluded.end_of(instant)
+        if not end:
             return instant
-        moment = excluded[1] - _MOMENT
+        moment = end - _MOMENT
     return None
 
 
-def _last(rule: _Rule) -> datetime | None:
-    """Return the instant after which no run is left, or None when there is no such limit."""
-    return _last_run(rule) if rule.max_runs else None
+class _Runs:
+    """Counts the runs of a rule that has only so many: no further than somebody asks, and none of them twice."""
+
+    def __init__(self, rule: _Rule) -> None:
+        self._reached, self._last = rule.since, _calculated(rule)
+        self._walk = islice(_counted(rule), rule.max_runs)
+
+    def last(self, until: datetime) -> datetime | None:
+        """Return the last run of all; None where runs are left after a moment, or where the rule ends otherwise."""
+        while self._last is None and self._reached <= until:
+            self._last, self._reached = (None, reached) if (reached := next(self._walk, None)) else (self._reached, self._reached)
+        return self._last
 
 
-@lru_cache(maxsize=1_024)
-def _last_run(rule: _Rule) -> datetime | None:
+@lru_cache(maxsize=8_192)
+def _runs(rule: _Rule) -> _Runs:
+    return _Runs(rule)
+
+
+def _last(rule: _Rule, until: datetime) -> datetime | None:
+    return _runs(rule).last(until) if rule.max_runs else None
+
+
+def _calculated(rule: _Rule) -> datetime | None:
+    """Return the last run at an interval of which nothing is excluded, where it is before the end; None for any other."""
+    if not isinstance(rule.timing, Interval) or rule.excluded or not rule.max_runs or not (first := _following(rule, rule.since)):
+        return None
+    last = _seconds(first) + (rule.max_runs - 1) * rule.timing.every_s
+    return _at(min(last, _seconds(rule.until)))
+
+
+def _counted(rule: _Rule) -> Iterator[datetime]:
+    if isinstance(rule.timing, Cron):
+        yield from _counted_by_cron(rule, cron.key_of(rule.timing))
+        return
     moment = rule.since
-    for _ in range(rule.max_runs or 0):
-        following = _following(rule, moment)
-        if following is None:
-            return None
+    while following := _following(rule, moment):
+        yield following
         moment = following
-    return moment
+
+
+def _counted_by_cron(rule: _Rule, key: cron.Key) -> Iterator[datetime]:
+    """Yield what `_following` finds one after another, without the pages, which are made for looking things up again."""
+    moment: datetime | None = rule.since
+    in_a_row, last_end = 0, None
+    while moment:
+        start, moment = moment, None
+        for instant in cron.instants(key, start):
+            if instant > rule.until:
+                return
+            end = rule.excluded and rule.excluded.end_of(instant)
+            if not end:
+                in_a_row = 0
+                yield instant
+                continue
+            in_a_row, last_end = in_a_row + (end != last_end), end
+            if in_a_row >= _EXCLUDED_IN_A_ROW:
+                return
+            if end - instant > _WALKED:
+                moment = end - _MOMENT
+                break
 
 
 def _after(rule: _Rule, moment: datetime) -> datetime | None:

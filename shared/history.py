@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from shared.connect import Connection
 from shared.ledger import Version
-from shared.schedules import Schedule
+from shared.schedules import HISTORY, Schedule
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def _version(row: asyncpg.Record) -> Version:
     schedule = None
     if row["spec"] is not None:
         try:
-            schedule = Schedule.model_validate_json(row["spec"])
+            schedule = Schedule.model_validate_json(row["spec"], context=HISTORY)
         except ValidationError as error:  # a version of Refresher to come wrote it
             log.warning(
                 "a version of a schedule cannot be read", extra={"schedule": row["name"], "number": row["number"], "error": str(error)}

@@ -189,7 +189,8 @@ def _caught_up(span: Span, site: str) -> Iterator[Due]:
 
 def between(history: Iterable[Span], since: datetime, until: datetime) -> Iterator[Due]:
     """Yield the instants that were due in [since, until), the earliest first; one at an edge may come from both of its sides."""
-    each = (_unbroken(span, _between(span, site, since, until)) for span in history for site in dict.fromkeys(span.schedule.sites))
+    touched = (span for span in history if span.until is None or since < span.until + EDGE)  # most versions ended long ago
+    each = (_unbroken(span, _between(span, site, since, until)) for span in touched for site in dict.fromkeys(span.schedule.sites))
     return heapq.merge(*each, key=lambda found: found.due_at)
 
 

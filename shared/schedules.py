@@ -17,6 +17,7 @@ from pydantic import (
     StrictBool,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -24,6 +25,10 @@ from shared.errors import reasons
 from shared.events import ANY, Fallback, Name, Overlap
 
 YEAR_S = 366 * 24 * 3600
+HISTORY = "history"
+"""The context in which a schedule of the past is read: it is kept without the options of its engines, which are not judged then."""
+RUNS_TO_COUNT = 20_000
+"""Where runs must be counted one by one to find the last: at most so many, times sites (if they differ) and exclusions."""
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 """No moment of a schedule is before the one, or as late as the other: near the first and the last year there is, arithmetic fails."""
 
@@ -220,6 +225,11 @@ def _too_often(engine: str, options: dict[str, Any], timing: Interval | Cron | O
     )
 
 
+def differs_by_site(timing: Interval | Cron | Once | Manual | Random) -> bool:
+    """Return whether it is due at other instants at each site."""
+    return isinstance(timing, Random) or (isinstance(timing, Interval) and timing.phase_s is None)
+
+
 class FallbackSpec(Fallback):
     """The engine that measures when the first one failed; unknown fields are refused."""
 
@@ -282,12 +292,28 @@ class ScheduleSpec(_Strict):
                 f"with line `any` overlap must be queue_all, not {self.overlap}: no line sees what the others of its site measure, "
                 "so none can say that all are busy; a run for any line waits until one of them is free"
             )
+        if shortest is not None and self.spread_s > shortest:
+            raise ValueError(f"spread_s must be at most the shortest time between two runs, {shortest} s: a site's runs would queue up")
+        self._can_be_counted()
         if self.fallback and self.fallback.engine == self.engine and self.fallback.options == self.options:
             raise ValueError("the fallback is the same engine with the same options: it would only repeat the failure")
-        for each in (self, self.fallback):
+        return self
+
+    @model_validator(mode="after")
+    def _is_not_too_often(self, info: ValidationInfo) -> Self:
+        for each in () if info.context == HISTORY else (self, self.fallback):
             if each and (reason := _too_often(each.engine, each.options, self.timing)):
                 raise ValueError(reason)
         return self
+
+    def _can_be_counted(self) -> None:
+        """Refuse so many runs that to count them takes seconds; those at an interval alone are not counted but calculated."""
+        if self.max_runs is None or not (self.exclusions or isinstance(self.timing, Random)):
+            return
+        sites = len(set(self.sites)) if differs_by_site(self.timing) else 1
+        most = RUNS_TO_COUNT // (sites * max(1, len(self.exclusions)))
+        if self.max_runs > most:
+            raise ValueError(f"max_runs must be at most {most} with so many sites and exclusions: use valid_until, or several schedules")
 
 
 class Schedule(ScheduleSpec):

@@ -1,6 +1,7 @@
 """When a schedule is due: pure, so proved for any time, zone and change of the clocks."""
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise, takewhile
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.due import following, instants, latest, same_everywhere, start_of
+from shared.due import following, instants, last_started, latest, same_everywhere, start_of
 from shared.schedules import LATEST, Cron, Exclusion, Interval, Manual, Once, Period, Random, Schedule, Weekly, read
 
+SITES = tuple(f"site-{number}" for number in range(100))
+A_DAY_OFF = (Weekly(days=("sun",), start="00:00", end="00:00"),)
+A_DAY_BUT_AN_HOUR = (Weekly(start="01:00", end="00:00"),)
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "America/St_Johns")
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -260,13 +264,52 @@ def test_a_schedule_that_is_excluded_for_ever_is_never_due() -> None:
     assert latest(never, "home", LONG_AGO, LONG_AGO + timedelta(days=30)) is None
 
 
-@given(intervals | crons | randoms, moments, st.integers(1, 12))
-def test_after_so_many_runs_nothing_is_due(timing: Interval | Cron | Random, since: datetime, runs: int) -> None:
+@given(
+    st.sampled_from(("0 0 29 2 *", "59 23 31 12 *", "* 5 1 1 *", "*/20 2,3 1 */2 *", "30 2 * * 0#5")),
+    st.sampled_from(ZONES),
+    moments,
+    st.timedeltas(timedelta(0), timedelta(days=1_800)),
+)
+def test_the_latest_of_what_comes_rarely_is_found(expression: str, zone: str, after: datetime, period: timedelta) -> None:
+    """However far back it lies, and however many lie close together there."""
+    made = schedule(Cron(expression=expression, zone=zone))
+    walked = list(takewhile(lambda instant: instant <= after + period, instants(made, "home", after)))
+    assert latest(made, "home", after, after + period) == (walked[-1] if walked else None)
+
+
+def test_what_comes_rarely_is_found_at_once() -> None:
+    """Twenty yearly schedules, for which the API looks back a year each time that Prometheus asks."""
+    now, started = datetime(2026, 6, 1, 12, tzinfo=UTC), time.process_time()
+    for minute in range(20):
+        made = schedule(Cron(expression=f"{minute} 3 1 8 *", zone="Europe/Rome"))
+        assert latest(made, "home", now - timedelta(days=366), now) == datetime(2025, 8, 1, 1, minute, tzinfo=UTC)
+    assert time.process_time() - started < 0.8
+
+
+def test_what_is_excluded_for_years_may_end() -> None:
+    """Only what days of the week exclude for a year goes on for ever: not a long period, nor one between days of the week."""
+    years = Period(since=datetime(2026, 1, 1, tzinfo=UTC), until=datetime(2031, 1, 1, tzinfo=UTC))
+    days = Weekly(days=("mon", "tue", "wed", "thu", "fri", "sat"), start="00:00", end="00:00")
+    minutes = Cron(expression="* * * * *")
+    assert following(schedule(minutes, exclusions=(days, years)), "home", years.since) == datetime(2031, 1, 5, tzinfo=UTC)
+    assert latest(schedule(minutes, exclusions=(days, years)), "home", LONG_AGO, years.until) == datetime(2025, 12, 28, 23, 59, tzinfo=UTC)
+    a_minute = (Weekly(days=("wed",), start="11:00", end="12:00"), Weekly(start="10:01", end="10:00"))
+    wednesday = datetime(2026, 1, 7, 10, 0, tzinfo=UTC)
+    assert following(schedule(minutes, exclusions=a_minute), "home", wednesday) == wednesday + timedelta(days=1)
+    a_week_but_tuesday = Weekly(days=("mon", "wed", "thu", "fri", "sat", "sun"), start="00:00", end="00:00")
+    tuesdays = (datetime(2026, 1, 6, tzinfo=UTC) + week * timedelta(days=7) for week in range(40))
+    mosaic = (a_week_but_tuesday, *(Period(since=day, until=day + timedelta(days=1)) for day in tuesdays))
+    assert following(schedule(minutes, exclusions=mosaic), "home", years.since) == datetime(2026, 10, 13, tzinfo=UTC)
+
+
+@given(intervals | crons | randoms, moments, st.integers(1, 12), st.booleans())
+def test_after_so_many_runs_nothing_is_due(timing: Interval | Cron | Random, since: datetime, runs: int, excludes: bool) -> None:
     """They are counted from when the schedule became active, not from where one asks; what is excluded does not count."""
-    excluded = (Weekly(days=("mon",), start="00:00", end="12:00"),)
+    excluded = (Weekly(days=("mon",), start="00:00", end="12:00"), Weekly(start="17:00", end="17:02")) if excludes else ()
     unlimited = schedule(timing, active_since=since, exclusions=excluded)
     limited = schedule(timing, active_since=since, exclusions=excluded, max_runs=runs)
     wanted = list(islice(instants(unlimited, "home", LONG_AGO), runs))
+    assert latest(limited, "home", LONG_AGO, wanted[0]) == wanted[0], "it is known of the first before the others are counted"
     assert list(instants(limited, "home", LONG_AGO)) == wanted
     assert following(limited, "home", wanted[-1]) is None
     end = wanted[-1] + timedelta(seconds=max(1, getattr(timing, "every_s", 60) * 3))
@@ -385,6 +428,10 @@ def test_times_near_the_ends_of_the_calendar_are_refused(year: str) -> None:
         ({"priority": 10}, "less than or equal to 9"),
         ({"timing": Interval(every_s=60), "jitter_s": 60}, "less than the shortest time between two runs, 60 s"),
         ({"timing": Cron(expression="*/5 9 * * 1"), "jitter_s": 300}, "300 s: they would overtake"),
+        ({"timing": Interval(every_s=60), "spread_s": 61}, "spread_s must be at most the shortest time between two runs, 60 s"),
+        ({"timing": Interval(every_s=60), "max_runs": 201, "sites": SITES, "exclusions": A_DAY_OFF}, "max_runs must be at most 200 "),
+        ({"timing": Interval(every_s=60, phase_s=0), "max_runs": 6_667, "exclusions": A_DAY_OFF * 3}, "max_runs must be at most 6666 "),
+        ({"timing": Random(mean_s=60), "max_runs": 201, "sites": SITES}, "max_runs must be at most 200 "),
         ({"timing": Random(mean_s=600), "jitter_s": 60}, "60 s: they would overtake"),
         ({"max_runs": 0}, "greater than or equal to 1"),
         ({"overlap": "sometimes"}, "queue_one"),
@@ -396,3 +443,30 @@ def test_fields_that_make_no_sense_are_refused(fields: dict[str, Any], told: str
     """With a reason that says what would."""
     with pytest.raises(ValueError, match=told):
         schedule(**{"timing": Manual(), **fields})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"timing": Interval(every_s=60), "max_runs": 10_000, "sites": SITES},
+        {"timing": Interval(every_s=60), "max_runs": 200, "sites": SITES, "exclusions": A_DAY_OFF},
+        {"timing": Interval(every_s=60), "max_runs": 400, "exclusions": [{"kind": "weekly", "start": "03:00", "end": "03:01"}] * 50},
+        {"timing": Random(mean_s=3_600), "max_runs": 200, "sites": SITES},
+        {"timing": Cron(expression="7 3 * * *", zone="Europe/Berlin"), "max_runs": 10_000, "exclusions": A_DAY_OFF},
+        {"timing": Cron(expression="* * * * *", zone="Europe/Paris"), "exclusions": [{"kind": "weekly", "start": "00:00", "end": "00:00"}]},
+        {"timing": Cron(expression="* * * * *", zone="Europe/Vienna"), "max_runs": 10_000, "sites": SITES},
+        {"timing": Cron(expression="* * * * *", zone="Europe/Oslo"), "max_runs": 10_000, "exclusions": A_DAY_BUT_AN_HOUR},
+        {"timing": Cron(expression="7 3 * * *", zone="Europe/Malta"), "max_runs": 10_000, "exclusions": A_DAY_BUT_AN_HOUR},
+        {"timing": Interval(every_s=10), "spread_s": 10, "sites": SITES},
+    ],
+)
+def test_what_the_limits_allow_is_worked_out_at_once(fields: dict[str, Any]) -> None:
+    """The next instant and the last ones of all sites, by a schedule that is months old: services do nothing else meanwhile."""
+    now = datetime(2026, 6, 1, 12, tzinfo=UTC)
+    made = schedule(active_since=now - timedelta(days=120), **fields)
+    started = time.process_time()
+    for site in made.sites:
+        following(made, site, now)
+        last = latest(made, site, now - timedelta(days=366), now)
+        last_started(made, site, now - timedelta(days=2), last or now)
+    assert time.process_time() - started < 0.8

@@ -1,6 +1,7 @@
 """What was due by the history of the schedules: pure, and held against the scheduler's own plan."""
 
 import itertools
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +21,7 @@ from shared.schedules import Cron, Interval, Once, Schedule
 T0 = datetime(2026, 10, 25, tzinfo=UTC)
 """Clocks change on this day in Berlin."""
 SECOND = timedelta(seconds=1)
+SITES = tuple(f"site-{number}" for number in range(50))
 END = T0 + timedelta(seconds=200)
 
 
@@ -49,7 +51,7 @@ def histories(draw: st.DrawFn) -> list[Version]:
             "catch_up_within_s": draw(st.sampled_from((0, 30, 86_400))),
         }
         # with more jitter than there is between two instants, the later one may start first, and the scheduler leaves the other out
-        made = schedule(draw(st.integers(fields["jitter_s"] + 1, 40)), since, **fields)
+        made = schedule(draw(st.integers(max(fields["spread_s"], fields["jitter_s"] + 1), 40)), since, **fields)
         if what == "same instants" and last and last.enabled:
             jitter_s = made.jitter_s if isinstance(last.timing, Interval) and last.timing.every_s > made.jitter_s else 0
             made = made.model_copy(update={"timing": last.timing, "active_since": last.active_since, "jitter_s": jitter_s})
@@ -150,6 +152,8 @@ def test_the_edges_of_a_change_are_not_certain() -> None:
     known = spans([Version(1, "s", T0, schedule(1)), Version(2, "s", T0 + 20 * SECOND, None)])
     found = {due.due_at: due.is_certain for due in starting(known, T0, T0 + 60 * SECOND)}
     assert found == {T0 + second * SECOND: second < 20 for second in range(1, 20 + EDGE // SECOND)}
+    late = [due.due_at for due in between(known, T0 + 22 * SECOND, T0 + 60 * SECOND)]
+    assert late == [T0 + 22 * SECOND, T0 + 23 * SECOND, T0 + 24 * SECOND]
 
 
 @pytest.mark.parametrize(
@@ -230,6 +234,16 @@ def test_an_instant_knows_when_it_is_too_late() -> None:
     soon, short, only = schedule(), schedule(start_within_s=3), schedule(timing=Once(at=T0 + 10 * SECOND), start_within_s=60)
     assert [due(made).expires_at - T0 for made in (soon, short, only)] == [20 * SECOND, 13 * SECOND, 70 * SECOND]
     assert [due(made).remembered_until - T0 for made in (soon, short, only)] == [320 * SECOND, 320 * SECOND, 370 * SECOND]
+
+
+def test_versions_of_long_ago_cost_nothing() -> None:
+    """An audit of a day does not work out what hundreds of earlier versions were due: it begins at once."""
+    made = [schedule(3_600, T0 - timedelta(days=300), name=f"s{number}", sites=SITES) for number in range(20)]
+    history = [Version(0, each.name, T0 - timedelta(days=300 - edit), each) for edit in range(200) for each in made]
+    known = spans(Version(number, each.name, each.since, each.schedule) for number, each in enumerate(history, 1))
+    started = time.process_time()
+    assert len(list(between(known, T0 - EDGE, T0 + SECOND))) == 20 * len(SITES)
+    assert time.process_time() - started < 0.5
 
 
 def test_clocks_that_change_are_no_gap() -> None:

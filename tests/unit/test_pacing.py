@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shared.schedules import ScheduleSpec
+from shared.history import spec
+from shared.schedules import HISTORY, Schedule, ScheduleSpec
 
 RANDOM = {"kind": "random", "mean_s": 21_600}
 
@@ -51,3 +52,13 @@ def test_an_own_server_and_other_engines_have_no_such_rule() -> None:
     timing = {"kind": "interval", "every_s": 60}
     ScheduleSpec.model_validate({"engine": "ndt7", "options": {"server": "ws://ndt.lan"}, "timing": timing})
     ScheduleSpec.model_validate({"engine": "noop", "timing": timing})
+
+
+def test_what_ran_against_a_server_of_ones_own_is_read_from_the_history() -> None:
+    """The history keeps no options, so it cannot say that there was such a server: what was allowed is not judged again."""
+    given = {"name": "own", "engine": "ndt7", "options": {"server": "ws://ndt.lan"}, "active_since": "2026-01-01T00:00:00Z"}
+    schedule = Schedule.model_validate({**given, "timing": {"kind": "interval", "every_s": 60}})
+    kept = spec(schedule)
+    with pytest.raises(ValidationError, match="too often"):
+        Schedule.model_validate_json(kept)
+    assert Schedule.model_validate_json(kept, context=HISTORY).timing == schedule.timing
