@@ -197,8 +197,6 @@ def between(history: Iterable[Span], since: datetime, until: datetime) -> Iterat
 def _between(span: Span, site: str, since: datetime, until: datetime) -> Iterator[Due]:
     earliest = max(since, span.since - span.reach - _latest_start(span.schedule))
     latest = until if span.until is None else min(until, span.until + EDGE)
-    if latest <= earliest:
-        return  # most of a long history ended long before
     for due_at in due.instants(span.schedule, site, earliest - _MOMENT):
         if due_at >= latest:
             return
@@ -208,7 +206,11 @@ def _between(span: Span, site: str, since: datetime, until: datetime) -> Iterato
 
 def is_instant(schedule: Schedule, site: str, moment: datetime) -> bool:
     """Return whether a schedule, were it enabled, is due at a site at a moment."""
-    return site in schedule.sites and due.following(schedule, site, moment - _MOMENT) == moment
+    try:
+        return site in schedule.sites and due.following(schedule, site, moment - _MOMENT) == moment
+    except due.BROKEN as error:
+        _tell(schedule.name, str(error))
+        return False
 
 
 def was_an_instant(history: Iterable[Span], site: str, moment: datetime) -> bool:
@@ -221,10 +223,10 @@ def was_an_instant(history: Iterable[Span], site: str, moment: datetime) -> bool
 
 def may_be_published(schedule: Schedule | None, site: str, due_at: datetime, now: datetime) -> bool:
     """Return whether a scheduler that comes back now, with the schedule as it is, would still publish an instant that has passed."""
-    if schedule is None or not schedule.enabled:
+    if schedule is None or not schedule.enabled or not is_instant(schedule, site, due_at):
         return False
     try:
-        return is_instant(schedule, site, due_at) and _is_looked_for(schedule, site, due_at, now)
+        return _is_looked_for(schedule, site, due_at, now)
     except due.BROKEN as error:
         _tell(schedule.name, str(error))
         return False
