@@ -12,6 +12,7 @@
 #                                        runners elsewhere reach this machine
 #
 # After each of the last five, NATS takes up the change with: docker compose -f deploy/compose.yml kill -s HUP nats
+# (twice after the first three of them: an account that is new has no imports before the second time).
 #
 # REFRESHER_SECRETS_DIR is where they go, by default `secrets` beside this script. REFRESHER_SITE is the site of the runner on
 # this machine, by default `home`.

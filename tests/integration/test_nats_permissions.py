@@ -406,5 +406,10 @@ async def test_a_new_site_and_a_new_name_are_taken_up_by_a_reload(bus: Bus, admi
         return True
 
     await until(comes_in)
+    await provision_runner(admin.jetstream(), "attic")
+    runner = await bus.connect("runner-attic")
+    await runner.request("$JS.API.CONSUMER.INFO.TICKS.runner-attic", timeout=2)
+    await runner.jetstream().publish("refresher.result.attic.often", b"measured")
+    await runner.close()
     assert admin.is_connected
     assert admin.stats["reconnects"] == 0
