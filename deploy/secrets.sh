@@ -107,7 +107,7 @@ runner:2)
   ;;
 leaf:2)
   site "$2"
-  case $2 in *+*) fail "a site has one server for all of its lines: name the site" ;; esac
+  case $2 in *+*) fail "a site has one server for all of its lines: name the site" ;; hub) fail "hub is what the center's own server is called: give the site another name" ;; esac
   leaf=$2
   ;;
 forget:2)

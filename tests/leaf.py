@@ -121,6 +121,15 @@ def leaf(directory: Path, site: str, line: Line, credential: Path | None = None)
     `credential` is the directory that deploy/secrets.sh made for it; without one nobody logs in, and nothing is encrypted.
     """
     port = ports.take()
+    text = configuration(directory, port, credential)
+    url = f"nats-leaf://127.0.0.1:{line.port}"
+    if credential:
+        url = f"tls://leaf-{site}:{(credential / 'nats-leaf').read_text()}@127.0.0.1:{line.port}"
+    return Server(directory, text, port, REFRESHER_SITE=f'"{site}"', REFRESHER_HUB_URL=url)
+
+
+def configuration(directory: Path, port: int, credential: Path | None) -> str:
+    """Return the configuration that is shipped for the server of a site, for a directory and a port of a test's own."""
     text = SHIPPED.read_text()
     for shipped, here in {
         '"0.0.0.0:4222"': f'"127.0.0.1:{port}"',
@@ -130,9 +139,4 @@ def leaf(directory: Path, site: str, line: Line, credential: Path | None = None)
     }.items():
         assert shipped in text, shipped
         text = text.replace(shipped, here)
-    url = f"nats-leaf://127.0.0.1:{line.port}"
-    if credential:
-        url = f"tls://leaf-{site}:{(credential / 'nats-leaf').read_text()}@127.0.0.1:{line.port}"
-    else:
-        text = re.sub(r"\n *tls \{[^}]*\}", "", text)
-    return Server(directory, text, port, REFRESHER_SITE=site, REFRESHER_HUB_URL=url)
+    return text if credential else re.sub(r"\n *tls \{[^}]*\}", "", text)

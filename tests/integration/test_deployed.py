@@ -2,19 +2,24 @@
 
 import asyncio
 import contextlib
+import os
 import re
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
+from services.embedded.nats import binary
 from shared import subjects
 from shared.provision import PIN_GROUP
 from shared.pull import Pull
 from tests.commands import Refresher
-from tests.deployed import Bus, Database
+from tests.deployed import DEPLOY, Bus, Database, make_secrets
 from tests.integration.conftest import until
+from tests.leaf import configuration as leaf_configuration
 from tests.servers import port_of
 from tests.services import ServiceProcess
 
@@ -124,6 +129,28 @@ async def test_each_service_works_with_its_own_user(bus: Bus, database: Database
     doctor = await asyncio.to_thread(people, "doctor")
     assert "failed" not in doctor.stdout
     assert re.search(r"service runner\s+2 running", doctor.stdout)
+
+
+@pytest.mark.parametrize("site", ["office", "42", "5g", "10gb", "on", "true", "3-5"])
+def test_the_server_of_a_site_takes_its_configuration(site: str, tmp_path: Path) -> None:
+    """As compose.leaf.yml starts it, whatever the name of the site reads as."""
+    secrets = tmp_path / "secrets"
+    assert make_secrets(secrets, "leaf", site).returncode == 0
+    credential = secrets / f"leaf-{site}"
+    (tmp_path / "leaf.conf").write_text(leaf_configuration(tmp_path, 4222, credential))
+    shell, option, command = yaml.safe_load((DEPLOY / "compose.leaf.yml").read_text())["services"]["nats"]["command"]
+    for shipped, here in {
+        "exec nats-server": f"exec {binary()} -t",
+        "/etc/nats/leaf.conf": str(tmp_path / "leaf.conf"),
+        "/run/secrets": str(credential),
+        "$$": "$",
+    }.items():
+        assert shipped in command, shipped
+        command = command.replace(shipped, here)
+    environment = {"PATH": os.environ["PATH"], "REFRESHER_SITE": site, "REFRESHER_HUB": "speed.example.org:7422"}
+    checked = subprocess.run([shell, option, command], env=environment, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert not re.search("error|warning|deprecated", checked.stderr, re.IGNORECASE), checked.stderr
 
 
 async def test_a_handshake_that_fails_is_tried_again(bus: Bus, start: Start) -> None:

@@ -144,6 +144,7 @@ def test_a_site_comes_and_goes(line: str, tmp_path: Path) -> None:
         ("runner", "office+"),
         ("runner", "+fibre"),
         ("leaf", "office+fibre"),
+        ("leaf", "hub"),
         ("runner", "office+fibre+lte"),
         ("runner", "office+any"),
         ("runner", "a/b"),
