@@ -7,30 +7,87 @@ for there. At the hub: the results, dead letters and signs of life of every leaf
 Each server has a JetStream domain: `hub`, and at a leaf the name of its site.
 """
 
+import asyncio
+import contextlib
+import json
+import logging
 from dataclasses import replace
 
-from nats.js.api import ExternalStream, StreamConfig, StreamSource
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, ExternalStream, StreamConfig, StreamConsumerSource, StreamSource
+from nats.js.errors import APIError
 
 from shared import subjects
+from shared.connect import NATS_AWAY
+
+log = logging.getLogger(__name__)
 
 HUB = "hub"
-_UPWARDS = (subjects.RESULTS, subjects.DEAD, f"KV_{subjects.RUNNERS}")
+SCHEDULES = f"KV_{subjects.SCHEDULES}"
+
+_LOOK_EVERY_S = 5.0
+_SILENT_S = 5.0
+"""A source says every second that it is there."""
 
 
 def at_the_hub(stream: StreamConfig, leaves: tuple[str, ...]) -> StreamConfig:
-    """Return what a stream is like at the hub of these leaves."""
+    """Return what a stream is like at the hub of these leaves: of each it takes what is the leaf's own to say, and nothing else."""
     if stream.name not in _UPWARDS or not leaves:
         return stream
-    return replace(stream, sources=[_from(leaf, stream.name) for leaf in sorted(set(leaves))])
+    return replace(stream, sources=[_upwards(leaf, stream.name, _UPWARDS[stream.name]) for leaf in sorted(set(leaves))])
 
 
 def at_a_leaf(stream: StreamConfig, site: str) -> StreamConfig:
     """Return what a stream is like at the leaf of a site."""
-    if stream.name == f"KV_{subjects.SCHEDULES}":
-        return replace(stream, subjects=None, mirror=_from(HUB, stream.name), duplicate_window=0)
+    if stream.name == SCHEDULES:
+        return replace(stream, subjects=None, mirror=_downwards(site, stream.name), duplicate_window=0)
     if stream.name == subjects.TICKS:
-        return replace(stream, sources=[_from(HUB, stream.name, subjects.manual_ticks_of(site))])
+        return replace(stream, sources=[_downwards(site, stream.name)])
     return stream
+
+
+def consumers_of(leaf: str) -> list[tuple[str, ConsumerConfig]]:
+    """Return the consumers, with their streams, by which the hub hands a leaf what it may have.
+
+    The hub makes them: who can make a consumer can have it deliver anywhere.
+    """
+    return [_consumer(leaf, stream, only.format(leaf)) for stream, only in _DOWNWARDS.items()]
+
+
+async def can_be_reached(client: Client, leaf: str) -> bool:
+    """Return whether the server of a leaf answers."""
+    try:
+        await client.request(f"$JS.{leaf}.API.INFO", b"", timeout=2)
+    except NATS_AWAY:
+        return False
+    return True
+
+
+async def keep_fetching(client: Client, js: JetStreamContext, leaves: tuple[str, ...]) -> None:
+    """Fetch from a leaf again as soon as it can be reached again, for ever.
+
+    The servers look for it by themselves, but after a long outage only every two minutes: nothing tells the account of the
+    streams that a connection has come into that of the leaf.
+    """
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        with contextlib.suppress(*NATS_AWAY):
+            for leaf in await _silent(client, leaves):
+                if await can_be_reached(client, leaf):
+                    for stream in _UPWARDS:
+                        await _fetch_again(js, stream, leaf)
+                    log.info("fetching from a leaf again", extra={"site": leaf})
+
+
+async def from_the_first(client: Client, site: str) -> None:
+    """Ask the hub to hand a leaf all schedules: by itself a new server goes on after what the hub remembers of the one before.
+
+    Raises: nats.errors.Error when the hub does not answer, NotFoundError when it knows nothing of this leaf.
+    """
+    answer = await client.request(f"$JS.{HUB}.API.CONSUMER.RESET.{SCHEDULES}.leaf-{site}", b'{"seq": 1}', timeout=5)
+    if error := json.loads(answer.data).get("error"):
+        APIError.from_error(error)
 
 
 def plainly(sources: list[StreamSource] | StreamSource | None) -> list[tuple[str, str, str]]:
@@ -39,5 +96,52 @@ def plainly(sources: list[StreamSource] | StreamSource | None) -> list[tuple[str
     return sorted((source.name, source.external.api if source.external else "", source.filter_subject or "") for source in each)
 
 
-def _from(domain: str, stream: str | None, only: str | None = None) -> StreamSource:
-    return StreamSource(name=str(stream), external=ExternalStream(api=f"$JS.{domain}.API"), filter_subject=only)
+_UPWARDS = {
+    subjects.RESULTS: "refresher.result.{}.*",
+    subjects.DEAD: "refresher.dead.ticks",
+    f"KV_{subjects.RUNNERS}": f"$KV.{subjects.RUNNERS}.{{}}.*",
+}
+_DOWNWARDS = {SCHEDULES: f"$KV.{subjects.SCHEDULES}.>", subjects.TICKS: "refresher.tick.{}.*.run.*"}
+
+
+def _upwards(leaf: str, stream: str, only: str) -> StreamSource:
+    external = ExternalStream(api=f"$JS.{leaf}.API", deliver=f"refresher-leaf.{leaf}.up.{stream}")
+    return StreamSource(name=stream, external=external, filter_subject=only.format(leaf))
+
+
+def _downwards(leaf: str, stream: str) -> StreamSource:
+    consumer = StreamConsumerSource(name=f"leaf-{leaf}", deliver_subject=f"refresher-leaf.{leaf}.down.{stream}")
+    return StreamSource(name=stream, external=ExternalStream(api=f"$JS.{HUB}.API"), consumer=consumer)
+
+
+def _consumer(leaf: str, stream: str, only: str) -> tuple[str, ConsumerConfig]:
+    return stream, ConsumerConfig(
+        name=f"leaf-{leaf}",
+        durable_name=f"leaf-{leaf}",
+        deliver_subject=f"refresher-leaf.{leaf}.down.{stream}",
+        filter_subject=only,
+        ack_policy=AckPolicy.FLOW_CONTROL,
+        max_deliver=-1,
+        flow_control=True,
+        idle_heartbeat=1,
+    )
+
+
+async def _silent(client: Client, leaves: tuple[str, ...]) -> list[str]:
+    """Return the leaves whose results are not fetched now."""
+    answer = await client.request(f"$JS.API.STREAM.INFO.{subjects.RESULTS}", b"", timeout=5)
+    heard = {
+        source["external"]["api"]
+        for source in json.loads(answer.data).get("sources", ())
+        if 0 <= source["active"] < _SILENT_S * 1e9  # -1 stands for never
+    }
+    return [leaf for leaf in leaves if f"$JS.{leaf}.API" not in heard]
+
+
+async def _fetch_again(js: JetStreamContext, stream: str, leaf: str) -> None:
+    """Take a leaf from the sources of a stream and put it back: it goes on after the last message that it has of it."""
+    config = (await js.stream_info(stream)).config
+    source = _upwards(leaf, stream, _UPWARDS[stream])
+    others = [each for each in config.sources or [] if plainly(each) != plainly(source)]
+    await js.update_stream(replace(config, sources=others))
+    await js.update_stream(replace(config, sources=[*others, source]))

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from shared import subjects
 from shared.connect import NATS_AWAY
 from shared.events import LineName, Name
-from shared.leaf import at_a_leaf, at_the_hub, plainly
+from shared.leaf import SCHEDULES, at_a_leaf, at_the_hub, consumers_of, from_the_first, plainly
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +170,9 @@ async def provision(js: JetStreamContext, replicas: int = 1, *, leaves: tuple[st
         stream = at_a_leaf(each, leaf) if leaf else at_the_hub(each, leaves)
         config = stream.evolve(retention=RetentionPolicy.LIMITS, storage=stream.storage or StorageType.FILE, num_replicas=replicas)
         await _stream(js, config)
+    for site in leaves:
+        for name, consumer in consumers_of(site):
+            await js.add_consumer(name, consumer)
     await _shared_consumers(js)
     seen = 0
     while page := await js.consumers_info(subjects.TICKS, seen):
@@ -178,6 +181,14 @@ async def provision(js: JetStreamContext, replicas: int = 1, *, leaves: tuple[st
             place = subjects.place_of_consumer(info.name)
             if place and differing(runner_consumer(*place), info.config):
                 await provision_runner(js, *place)
+
+
+async def until_copied_from_the_first(client: Client, js: JetStreamContext, site: str) -> None:
+    """Wait, where the leaf of a site has no copy of the schedules yet, until the hub is about to hand it all of them."""
+    try:
+        await js.stream_info(SCHEDULES)
+    except NotFoundError:
+        await _until("schedules of the hub", lambda: from_the_first(client, site))
 
 
 async def keep_provisioned(js: JetStreamContext) -> None:

@@ -19,7 +19,8 @@ from services.scheduler.settings import SchedulerSettings
 from shared import subjects
 from shared.connect import broker, client_of
 from shared.events import Tick
-from shared.provision import keep_provisioned, provision, provision_on_request
+from shared.leaf import keep_fetching
+from shared.provision import keep_provisioned, provision, provision_on_request, until_copied_from_the_first
 from shared.publish import TOGETHER, Message, publish_together
 from shared.service import Service
 from shared.waiting import happens
@@ -146,9 +147,13 @@ def build(settings: SchedulerSettings) -> tuple[Service, Starlette]:
     async def lifespan() -> AsyncIterator[None]:
         async with service.running():
             client, js = client_of(service.broker)
+            if settings.leaf:
+                await until_copied_from_the_first(client, js, settings.leaf)
             await provision(js, settings.nats_replicas, leaves=settings.leaves, leaf=settings.leaf)
             await provision_on_request(client, js)
             service.spawn(keep_provisioned(js), "keeping the consumers")
+            if settings.leaves:
+                service.spawn(keep_fetching(client, js, settings.leaves), "fetching from leaves")
             service.spawn(scheduler.follow(follow(client, js)), "following the schedules")
             service.spawn(scheduler.publish(client, js), "publishing ticks")
             yield

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
@@ -13,6 +14,7 @@ import nats
 import nats.errors
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from services.recorder.presence import Presence
 from shared import subjects
@@ -173,50 +175,179 @@ async def test_a_hub_is_told_of_its_leaves_once(bus: Bus, center: tuple[Server, 
         await asyncio.to_thread(scheduler.stop)
 
 
-async def test_a_leaf_works_with_its_own_user_and_may_no_more(tmp_path: Path) -> None:
-    """With the shipped configurations, over TLS: what is fetched either way arrives; what the leaf says besides is not heard."""
-    shipped = deployed.Bus(tmp_path / "hub")
-    made = deployed.make_secrets(shipped.secrets, "leaf", "office")
-    assert made.returncode == 0, made.stderr
-    shipped.reload()
-    admin = await shipped.connect("admin")
-    await provision(admin.jetstream(), leaves=("office",))
+@pytest.fixture
+def shipped(tmp_path: Path) -> Iterator[deployed.Bus]:
+    """Start a hub as it is shipped, with users for the leaves office and attic."""
+    bus = deployed.Bus(tmp_path / "hub")
+    for site in ("office", "attic"):
+        made = deployed.make_secrets(bus.secrets, "leaf", site)
+        assert made.returncode == 0, made.stderr
+    bus.reload()
+    yield bus
+    bus.stop()
+
+
+@pytest.fixture
+async def admin(shipped: deployed.Bus, tmp_path: Path) -> AsyncIterator[Client]:
+    """Give the person at the hub, whose scheduler fetches from office and attic."""
+    scheduler = ServiceProcess("scheduler", tmp_path, shipped.url, **shipped.login("scheduler"), REFRESHER_LEAVES="office,attic")
+    await asyncio.to_thread(scheduler.wait_until_ready)
+    client = await shipped.connect("admin")
+    yield client
+    await client.close()
+    await asyncio.to_thread(scheduler.stop)
+
+
+@asynccontextmanager
+async def leaf_of(shipped: deployed.Bus, site: str, directory: Path, scheduler: bool = False) -> AsyncIterator[tuple[Bus, Line]]:
+    """Start the server of a site as it is shipped, over TLS, and give a client of it and its line to the hub."""
     async with Line(shipped.leaves) as line:
-        office = leaf(tmp_path / "office", "office", line, shipped.secrets / "leaf-office")
-        there = Bus(await nats.connect(office.url))
+        server = await asyncio.to_thread(leaf, directory / site, site, line, shipped.secrets / f"leaf-{site}")
+        client = await nats.connect(server.url)
         try:
-            await provision(there.js, leaf="office")
-            schedule = interval("often", 3600, sites=("office",))
-            await admin.jetstream().publish(f"$KV.{subjects.SCHEDULES}.often", schedule.model_dump_json().encode())
-            await admin.jetstream().publish("refresher.tick.office.manual.run.1", b"asked for")
-
-            async def down() -> bool:
-                names = (f"KV_{subjects.SCHEDULES}", subjects.TICKS)
-                return [await there.count(name) for name in names] == [1, 1]
-
-            await until(down, 30)
-            await there.js.publish("refresher.result.office.often", b"measured", headers={"Nats-Msg-Id": "1"})
-
-            async def up() -> bool:
-                return (await admin.jetstream().stream_info(subjects.RESULTS)).state.messages == 1
-
-            await until(up, 30)
-            before = await _state(admin)
-            for subject in FORBIDDEN:
-                with pytest.raises(nats.errors.Error):
-                    await there.client.request(subject, b"{}", timeout=0.3)
-            assert await _state(admin) == before
+            there = Bus(client)
+            if scheduler:
+                service = ServiceProcess("scheduler", directory, server.url, REFRESHER_LEAF=site)
+                await asyncio.to_thread(service.wait_until_ready)
+                await asyncio.to_thread(service.stop)
+            else:
+                await provision(there.js, leaf=site)
+            yield there, line
         finally:
-            await there.client.close()
-            office.stop()
-    await admin.close()
-    shipped.stop()
+            await client.close()
+            await asyncio.to_thread(server.stop)
+
+
+async def stored(client: Client, stream: str) -> dict[str, int]:
+    """Return how many messages of each subject a stream holds."""
+    return (await client.jetstream().stream_info(stream, subjects_filter=">")).state.subjects or {}
+
+
+async def test_a_leaf_works_with_its_own_user_and_may_no_more(shipped: deployed.Bus, admin: Client, tmp_path: Path) -> None:
+    """With the shipped configurations, over TLS: what is fetched either way arrives; what the leaf asks for besides is not done."""
+    async with leaf_of(shipped, "office", tmp_path) as (there, _):
+        schedule = interval("often", 3600, sites=("office",))
+        await admin.jetstream().publish(f"$KV.{subjects.SCHEDULES}.often", schedule.model_dump_json().encode())
+        await admin.jetstream().publish("refresher.tick.office.manual.run.1", b"asked for")
+
+        async def down() -> bool:
+            names = (f"KV_{subjects.SCHEDULES}", subjects.TICKS)
+            return [await there.count(name) for name in names] == [1, 1]
+
+        await until(down, 30)
+        await there.js.publish("refresher.result.office.often", b"measured", headers={"Nats-Msg-Id": "1"})
+        await until(lambda: stored(admin, subjects.RESULTS), 30)
+        before = await _state(admin)
+        for subject in FORBIDDEN:
+            with pytest.raises(nats.errors.Error):
+                await there.client.request(subject, b"{}", timeout=0.3)
+        for target in ("$JS.API.STREAM.DELETE.DEAD", "refresher.result.home.often", "refresher.tick.home.often.1"):
+            await there.client.publish("$JS.hub.API.CONSUMER.RESET.TICKS.leaf-office", b"", reply=target)
+            await there.client.publish(target, b"{}")
+        with pytest.raises(nats.errors.Error):  # after all of these on the same connection
+            await there.client.request("$JS.hub.API.STREAM.LIST", b"{}", timeout=0.5)
+        assert await _state(admin) == before
+
+
+async def test_a_leaf_speaks_for_its_own_site_alone(shipped: deployed.Bus, admin: Client, tmp_path: Path) -> None:
+    """What it puts into its own streams in the name of another site, or of the hub's recorder, stays there."""
+    own = {
+        subjects.RESULTS: "refresher.result.office.often",
+        subjects.DEAD: "refresher.dead.ticks",
+        f"KV_{subjects.RUNNERS}": f"$KV.{subjects.RUNNERS}.office.one",
+        subjects.ADVISORIES: None,
+    }
+    async with leaf_of(shipped, "office", tmp_path) as (there, _):
+        for subject in (
+            *("refresher.result.home.often", "refresher.result.attic.often", "refresher.result.officer.often"),
+            *("refresher.dead.results", "refresher.dead.advisories"),
+            *(f"$KV.{subjects.RUNNERS}.home.one", f"$KV.{subjects.RUNNERS}.attic.one"),
+            subjects.EXHAUSTED.replace(">", "runner-home"),
+        ):
+            await there.js.publish(subject, b"forged")
+        for each in own.values():
+            if each:
+                await there.js.publish(each, b"true")
+
+        async def arrived() -> bool:
+            return all([await stored(admin, stream) for stream, subject in own.items() if subject])
+
+        await until(arrived, 30)
+        assert {stream: list(await stored(admin, stream)) for stream in own} == {name: [each] if each else [] for name, each in own.items()}
+
+
+async def test_leaves_do_not_hear_each_other(shipped: deployed.Bus, admin: Client, tmp_path: Path) -> None:
+    """Who hears everything at the server of one site hears nothing of another one: neither its ticks nor its results."""
+    heard: list[bytes] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message.data)
+
+    async with leaf_of(shipped, "office", tmp_path) as (office, _), leaf_of(shipped, "attic", tmp_path) as (attic, _):
+        for pattern in (">", "$JS.>", "$JSC.>", "_R_.>"):
+            await office.client.subscribe(pattern, cb=hear)
+        await office.client.flush()
+        for site, there in (("attic", attic), ("office", office)):
+            await admin.jetstream().publish(f"refresher.tick.{site}.manual.run.1", f"tick of {site}".encode())
+            await there.js.publish(f"refresher.result.{site}.often", f"result of {site}".encode())
+            await there.js.publish(f"$KV.{subjects.RUNNERS}.{site}.one", f"runner of {site}".encode())
+
+        async def exchanged() -> bool:
+            there = [await office.count(subjects.TICKS), await attic.count(subjects.TICKS)] == [1, 1]
+            return there and all([len(await stored(admin, name)) == 2 for name in (subjects.RESULTS, f"KV_{subjects.RUNNERS}")])
+
+        await until(exchanged, 30)
+    assert b"tick of office" in heard
+    assert not [data for data in heard if b"attic" in data]
+
+
+async def test_what_waited_is_fetched_soon_after_a_long_outage(shipped: deployed.Bus, admin: Client, tmp_path: Path) -> None:
+    """The hub's scheduler begins again as soon as the leaf can be reached; the servers would let half a minute to two pass."""
+    async with leaf_of(shipped, "office", tmp_path) as (there, line):
+        await there.js.publish("refresher.result.office.often", b"before")
+        await until(lambda: stored(admin, subjects.RESULTS), 30)
+        line.cut()
+        for number in range(2000):  # more than goes out before the hub says that it has come
+            await there.client.publish("refresher.result.office.often", f"{number} {'x' * 1000}".encode())
+        await asyncio.sleep(20)  # this is how long the line is down
+        line.mend()
+
+        async def all_there() -> bool:
+            return (await stored(admin, subjects.RESULTS)).get("refresher.result.office.often") == 2001
+
+        await until(all_there, 15)
+        await asyncio.sleep(3)  # would something come twice, it would by now
+        assert await all_there()
+
+
+async def test_a_leaf_that_lost_its_disk_gets_all_schedules_again(shipped: deployed.Bus, admin: Client, tmp_path: Path) -> None:
+    """Those included that it had before; of the ticks that were asked for it gets what it was not handed yet."""
+
+    async def more(number: int) -> None:
+        await admin.jetstream().publish(f"$KV.{subjects.SCHEDULES}.often-{number}", b"{}")
+        await admin.jetstream().publish(f"refresher.tick.office.manual.run.{number}", b"asked for")
+
+    await more(1)
+    for disk, schedules, ticks in (("first", 1, 1), ("second", 3, 1)):
+        (tmp_path / disk).mkdir()
+        async with leaf_of(shipped, "office", tmp_path / disk, scheduler=True) as (there, _):
+
+            async def has(*counts: int, there: Bus = there) -> bool:
+                return (await there.count(f"KV_{subjects.SCHEDULES}"), await there.count(subjects.TICKS)) == counts
+
+            await until(lambda has=has, counts=(schedules, ticks): has(*counts), 30)  # type: ignore[misc]
+            await more(schedules + 1)
+            await until(lambda has=has, counts=(schedules + 1, ticks + 1): has(*counts), 30)  # type: ignore[misc]
+            await asyncio.sleep(2)  # until it has said that they have come
+        await more(schedules + 2)
 
 
 FORBIDDEN = (
     *("$JS.hub.API.STREAM.DELETE.TICKS", "$JS.hub.API.STREAM.PURGE.RESULTS", "$JS.hub.API.STREAM.CREATE.MINE", "$JS.hub.API.STREAM.LIST"),
     *("$JS.hub.API.STREAM.MSG.GET.RESULTS", "$JS.hub.API.CONSUMER.CREATE.RESULTS.mine", "$JS.hub.API.CONSUMER.DELETE.RESULTS.recorder"),
     *("$JS.hub.API.CONSUMER.CREATE.TICKS.mine.refresher.tick.home.>", "$JS.hub.API.CONSUMER.MSG.NEXT.TICKS.runner-home"),
+    *("$JS.hub.API.CONSUMER.CREATE.KV_refresher-schedules", "$JS.hub.API.CONSUMER.CREATE.TICKS.mine.refresher.tick.office.*.run.*"),
+    *("$JS.hub.API.CONSUMER.RESET.TICKS.leaf-attic", "$JS.hub.API.CONSUMER.INFO.TICKS.leaf-attic", "$JS.attic.API.CONSUMER.CREATE.RESULTS"),
     *("refresher-dead-letters.list", "refresher-options.home.noop"),
 )
 """What the server of a site may not ask the hub for."""
