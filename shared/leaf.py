@@ -55,6 +55,11 @@ def consumers_of(leaf: str) -> list[tuple[str, ConsumerConfig]]:
     return [_consumer(leaf, stream, only.format(leaf)) for stream, only in _DOWNWARDS.items()]
 
 
+def leaves_of(results: StreamConfig) -> list[str]:
+    """Return the sites whose servers are leaves, by what the stream of results is like."""
+    return [source.external.api.split(".")[1] for source in results.sources or () if source.external]
+
+
 async def can_be_reached(client: Client, leaf: str) -> bool:
     """Return whether the server of a leaf answers."""
     try:

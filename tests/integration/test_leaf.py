@@ -16,6 +16,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from services.cli.checks import fleet
 from services.recorder.presence import Presence
 from shared import subjects
 from shared.due import instants
@@ -173,6 +174,23 @@ async def test_a_hub_is_told_of_its_leaves_once(bus: Bus, center: tuple[Server, 
         sources = (await bus.js.stream_info(subjects.RESULTS)).config.sources or []
         assert sorted(source.external.api for source in sources if source.external) == [f"$JS.{each}.API" for each in expected]
         await asyncio.to_thread(scheduler.stop)
+
+
+async def test_the_doctor_looks_for_a_leaf_where_it_is(bus: Bus, line: Line, office: Server) -> None:
+    """It looks for no consumer of its runners at the hub, and says whether its server answers."""
+    await provision(bus.js, leaves=("office",))
+    await bus.put(interval("often", 3600, sites=("office", "home")))
+
+    async def found() -> dict[str, str]:
+        return {each.name: each.state async for each in fleet.check(bus.client)}
+
+    async def answers() -> bool:
+        return (await found())["server of site office"] == "ok"
+
+    await until(answers, 30)
+    assert {name for name in await found() if name.startswith("consumer")} == {"consumer runner-home of TICKS"}
+    line.cut()
+    assert (await found())["server of site office"] == "failed"
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ from typing import TypeVar
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 from pydantic import BaseModel, ValidationError
 
 from services.cli.checks import Finding, bus
-from shared import buckets, provision, subjects
+from shared import buckets, leaf, provision, subjects
 from shared.events import ANY
 from shared.runners import Runner
 from shared.schedules import Schedule
@@ -38,6 +39,7 @@ async def check(client: Client) -> AsyncIterator[Finding]:
         yield Finding("schedules", "ok", f"{len(active)} active, {len(schedules) - len(active)} paused")
     runners, _ = await _values(client, subjects.RUNNERS, Runner)
     js = client.jetstream(timeout=5)
+    leaves = await _leaves(js)
     for site, line in sorted({(site, schedule.line or "") for schedule in active for site in schedule.sites}):
         wanted = [each for each in active if site in each.sites and (each.line or "") == line]
         if line == ANY:
@@ -45,7 +47,10 @@ async def check(client: Client) -> AsyncIterator[Finding]:
             continue
         here = [runner for runner in runners.values() if (runner.site, runner.line or "") == (site, line)]
         yield _line(site, line, wanted, here)
-        yield await bus.check_consumer(js, subjects.TICKS, provision.runner_consumer(site, line or None))
+        if site not in leaves:  # a leaf has the consumers of its runners itself
+            yield await bus.check_consumer(js, subjects.TICKS, provision.runner_consumer(site, line or None))
+    for site in leaves:
+        yield _server(site, await leaf.can_be_reached(client, site))
 
 
 async def _answering(client: Client) -> list[str]:
@@ -67,6 +72,20 @@ def _service(service: str, count: int) -> Finding:
     if not count:
         return Finding(f"service {service}", "failed", "none answers", f"start it: refresher run {service} (`refresher up` starts all)")
     return Finding(f"service {service}", "ok", f"{count} running" if count > 1 else "running")
+
+
+async def _leaves(js: JetStreamContext) -> list[str]:
+    try:
+        return leaf.leaves_of((await js.stream_info(subjects.RESULTS)).config)
+    except NotFoundError:  # a missing stream is reported with the streams
+        return []
+
+
+def _server(site: str, reached: bool) -> Finding:
+    if reached:
+        return Finding(f"server of site {site}", "ok", "answers")
+    advice = "see its line and its NATS server: its results come when it is back"
+    return Finding(f"server of site {site}", "failed", "cannot be reached", advice)
 
 
 def _line(site: str, line: str, schedules: list[Schedule], runners: list[Runner]) -> Finding:
