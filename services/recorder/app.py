@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from nats.js import JetStreamContext
 from starlette.applications import Starlette
 
-from services.recorder import abandoned, auditor, letters
+from services.recorder import auditor, letters
 from services.recorder.metrics import Metrics
 from services.recorder.record import Recorder
 from services.recorder.settings import RecorderSettings
 from services.recorder.settler import Settler
-from shared import subjects
+from shared import abandoned, subjects
 from shared.connect import NATS_AWAY, broker, client_of, postgres
 from shared.provision import CONSUMERS, STREAMS, until_consumer
 from shared.service import Service
@@ -70,7 +70,7 @@ def build(settings: RecorderSettings) -> tuple[Service, Starlette]:
                 service.spawn(
                     _after(recorder.is_migrated, lambda: auditor.watch(pool, metrics, settings.recorder_audit_every_s)), "auditing"
                 )
-                service.spawn(abandoned.watch(client, js, metrics), "settling abandoned ticks")
+                service.spawn(abandoned.watch(client, js, metrics.abandoned), "settling abandoned ticks")
                 service.spawn(_watch_queues(js, metrics), "watching the queues")
                 yield
         finally:

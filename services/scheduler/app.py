@@ -16,7 +16,7 @@ from services.scheduler.metrics import LATE_S, Metrics
 from services.scheduler.plan import Entry, Plan
 from services.scheduler.schedules import Change, Snapshot, follow
 from services.scheduler.settings import SchedulerSettings
-from shared import subjects
+from shared import abandoned, subjects
 from shared.connect import broker, client_of
 from shared.events import Tick
 from shared.leaf import keep_fetching
@@ -141,7 +141,8 @@ def _message(entry: Entry, tick: Tick, remembered: timedelta) -> Message:
 def build(settings: SchedulerSettings) -> tuple[Service, Starlette]:
     """Wire a scheduler; nothing connects before it is served."""
     service = Service("scheduler", broker(settings, "scheduler"))
-    scheduler = Scheduler(Metrics(service.registry), settings.leaf)
+    metrics = Metrics(service.registry)
+    scheduler = Scheduler(metrics, settings.leaf)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -154,6 +155,8 @@ def build(settings: SchedulerSettings) -> tuple[Service, Starlette]:
             service.spawn(keep_provisioned(js), "keeping the consumers")
             if settings.leaves:
                 service.spawn(keep_fetching(client, js, settings.leaves), "fetching from leaves")
+            if settings.leaf:
+                service.spawn(abandoned.watch(client, js, metrics.abandoned), "settling abandoned ticks")
             service.spawn(scheduler.follow(follow(client, js)), "following the schedules")
             service.spawn(scheduler.publish(client, js), "publishing ticks")
             yield

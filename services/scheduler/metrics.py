@@ -23,4 +23,7 @@ class Metrics:
             buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30, 300, 3600),
             registry=registry,
         )
+        self.abandoned = Counter(
+            "refresher_ticks_abandoned_total", "Ticks that no runner at this leaf finished, however often delivered.", registry=registry
+        )
         self.schedules = Gauge("refresher_schedules", "Schedules, by state (enabled, paused, invalid).", ["state"], registry=registry)

@@ -21,8 +21,9 @@ from services.recorder.presence import Presence
 from shared import subjects
 from shared.due import instants
 from shared.events import Result, Tick
-from shared.provision import provision
+from shared.provision import PIN_GROUP, provision
 from shared.publish import publish_until_stored
+from shared.pull import Pull
 from shared.schedules import Schedule
 from tests import deployed
 from tests.integration.conftest import Bus, interval, until
@@ -164,6 +165,35 @@ async def test_the_hub_sees_the_office_and_can_ask_it(
     stored = await Bus(there).messages(subjects.TICKS)
     await there.close()
     assert [Tick.model_validate_json(message.data).site for message in stored] == ["office"]
+
+
+async def test_a_tick_that_no_runner_at_the_office_finished_is_a_failed_row(
+    bus: Bus, office: Server, services: dict[str, ServiceProcess], database: "Database[asyncpg.Record]"
+) -> None:
+    """The server there gives up on it; nobody at the hub hears of that, so the scheduler there says it in a result."""
+    await asyncio.to_thread(services["runner"].stop)
+    client = await nats.connect(office.url)
+    now = datetime.now(UTC)
+    fields = {"run_id": uuid4(), "site": "office", "trigger": "manual", "engine": "noop", "due_at": now, "published_at": now}
+    tick = Tick.model_validate({**fields, "expires_at": now + timedelta(minutes=10)})
+    await client.jetstream().publish(subjects.manual_tick("office", None, tick.run_id), tick.to_json())
+
+    async def refuse() -> None:
+        async with Pull(client, client.jetstream(), subjects.TICKS, "runner-office", batch=1, group=PIN_GROUP) as pull:
+            while True:
+                for message in await pull.next():
+                    await message.nak()
+
+    async def failed() -> bool:
+        return bool(await database.fetchval("SELECT true FROM results WHERE site = 'office' AND failure_kind = 'abandoned'"))
+
+    refusing = asyncio.create_task(refuse())
+    try:
+        await until(failed, 45)
+    finally:
+        refusing.cancel()
+        await asyncio.wait([refusing])
+        await client.close()
 
 
 async def test_a_hub_is_told_of_its_leaves_once(bus: Bus, center: tuple[Server, int], tmp_path: Path) -> None:

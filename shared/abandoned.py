@@ -1,4 +1,7 @@
-"""Ticks that were delivered as often as is allowed and that no runner finished: each becomes a failed result."""
+"""Ticks that were delivered as often as is allowed and that no runner finished: each becomes a failed result.
+
+The recorder sees to that, and at a leaf, where there is none, the scheduler: the advisories speak of the stream of ticks that is there.
+"""
 
 import logging
 from datetime import UTC, datetime
@@ -7,9 +10,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
+from prometheus_client import Counter
 from pydantic import BaseModel, ValidationError
 
-from services.recorder.metrics import Metrics
 from shared import subjects
 from shared.claims import said
 from shared.dead import bury
@@ -29,18 +32,18 @@ class Advisory(BaseModel):
     deliveries: int
 
 
-async def watch(client: Client, js: JetStreamContext, metrics: Metrics) -> None:
-    """Publish a failed result for every abandoned tick, for ever.
+async def watch(client: Client, js: JetStreamContext, count: Counter) -> None:
+    """Publish a failed result for every abandoned tick, and count it, for ever.
 
     Raises: ConsumerGone when the consumer was deleted.
     """
     async with Pull(client, js, subjects.ADVISORIES, subjects.RECORDER, batch=100) as pull:
         while True:
             for message in await pull.next():
-                await settle(js, message, metrics)
+                await settle(js, message, count)
 
 
-async def settle(js: JetStreamContext, message: Msg, metrics: Metrics) -> None:
+async def settle(js: JetStreamContext, message: Msg, count: Counter) -> None:
     """Turn one advisory into the failed result of the tick it speaks of."""
     try:
         advisory = Advisory.model_validate_json(message.data)
@@ -73,5 +76,5 @@ async def settle(js: JetStreamContext, message: Msg, metrics: Metrics) -> None:
         failure=failure,
     )
     await publish_until_stored(js, subjects.RESULTS, subjects.result(tick.site, tick.schedule), result.to_json(), str(tick.run_id))
-    metrics.abandoned.inc()
+    count.inc()
     await message.ack()
