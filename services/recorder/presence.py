@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from services.recorder.verdict import Place, Present
 from shared import subjects
 from shared.buckets import entries
+from shared.leaf import leaves_of
 from shared.runners import Runner
 
 
@@ -62,9 +63,7 @@ class Presence:
 
 
 async def _leaves(js: JetStreamContext) -> frozenset[str]:
-    """Return the sites from whose servers this one fetches results: each is the domain of its server (shared/leaf.py)."""
-    sources = (await js.stream_info(subjects.RESULTS)).config.sources or []
-    return frozenset(source.external.api.split(".")[1] for source in sources if source.external)
+    return frozenset(leaves_of((await js.stream_info(subjects.RESULTS)).config))
 
 
 async def _consumers(js: JetStreamContext, stream: str) -> list[ConsumerInfo]:

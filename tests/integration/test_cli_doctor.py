@@ -61,7 +61,7 @@ async def test_a_system_that_is_well(refresher: Refresher, bus: Bus, start: Star
     assert set(findings) == {
         *("nats", "jetstream", "postgres", "migrations", *(f"table {name}" for name in TABLES), "clocks", "api"),
         *("stream TICKS", "stream CLAIMS", "stream RESULTS", "stream DEAD", "stream ADVISORIES"),
-        *("bucket refresher-schedules", "bucket refresher-runners"),
+        *("bucket refresher-schedules", "bucket refresher-runners", "bucket refresher-lines"),
         *("consumer recorder of RESULTS", "consumer recorder of ADVISORIES", "consumer runner-home of TICKS", "dead letters"),
         *("service scheduler", "service runner", "service recorder", "service api", "schedules", "site home"),
     }

@@ -22,7 +22,7 @@ def test_a_measurement_goes_to_stdout() -> None:
 
 def test_engines_are_listed() -> None:
     """One a line."""
-    assert Refresher()("probe", "--list").stdout.splitlines() == ["connectivity", "iperf3", "ndt7", "noop", "ookla", "speedtest"]
+    assert Refresher()("probe", "--list").stdout.splitlines() == ["connectivity", "http", "iperf3", "ndt7", "noop", "ookla", "speedtest"]
 
 
 def _screen(*arguments: str, sign: signal.Signals | None = None) -> tuple[int, str]:

@@ -14,7 +14,7 @@ import yaml
 
 from services.embedded.nats import binary
 from shared import subjects
-from shared.provision import PIN_GROUP
+from shared.provision import MAX_DELIVERIES, PIN_GROUP
 from shared.pull import Pull
 from tests.commands import Refresher
 from tests.deployed import DEPLOY, Bus, Database, make_secrets
@@ -209,7 +209,7 @@ async def test_the_ways_that_are_seldom_taken(bus: Bus, database: Database, star
     )
     await js.publish("refresher.tick.home.manual.run.1", tick.encode())
     async with Pull(admin, js, subjects.TICKS, "runner-home", batch=1, group=PIN_GROUP) as pull:
-        for _ in range(5):
+        for _ in range(MAX_DELIVERIES):
             (message,) = await asyncio.wait_for(pull.next(), 10)
             await message.nak()
         with pytest.raises(TimeoutError):

@@ -16,7 +16,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from shared import subjects
 from shared.dead import LONGEST
 from shared.events import Client, Failure, Measurement, Result, Server, Status, run_id_of
-from shared.provision import PIN_GROUP
+from shared.provision import MAX_DELIVERIES, PIN_GROUP
 from shared.publish import publish_until_stored
 from shared.pull import Pull
 from tests.integration.conftest import Bus, Start, until
@@ -269,7 +269,7 @@ async def test_a_tick_that_nobody_finishes_becomes_a_failed_row(bus: Bus, start:
     runner.stop()
     tick = await bus.tick()
     async with Pull(bus.client, bus.js, subjects.TICKS, "runner-home", batch=1, group=PIN_GROUP) as pull:
-        for _ in range(5):
+        for _ in range(MAX_DELIVERIES):
             (message,) = await pull.next()
             await message.nak()
         with pytest.raises(TimeoutError):
