@@ -78,11 +78,11 @@ async def keep_fetching(client: Client, js: JetStreamContext, leaves: tuple[str,
     while True:
         await asyncio.sleep(_LOOK_EVERY_S)
         with contextlib.suppress(*NATS_AWAY):
-            for leaf in await _silent(client, leaves):
-                if await can_be_reached(client, leaf):
-                    for stream in _UPWARDS:
+            for stream in _UPWARDS:
+                for leaf in await _silent(client, stream, leaves):
+                    if await can_be_reached(client, leaf):
                         await _fetch_again(js, stream, leaf)
-                    log.info("fetching from a leaf again", extra={"site": leaf})
+                        log.info("fetching from a leaf again", extra={"site": leaf, "stream": stream})
 
 
 async def from_the_first(client: Client, site: str) -> None:
@@ -132,9 +132,9 @@ def _consumer(leaf: str, stream: str, only: str) -> tuple[str, ConsumerConfig]:
     )
 
 
-async def _silent(client: Client, leaves: tuple[str, ...]) -> list[str]:
-    """Return the leaves whose results are not fetched now."""
-    answer = await client.request(f"$JS.API.STREAM.INFO.{subjects.RESULTS}", b"", timeout=5)
+async def _silent(client: Client, stream: str, leaves: tuple[str, ...]) -> list[str]:
+    """Return the leaves from which a stream fetches nothing now."""
+    answer = await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=5)
     heard = {
         source["external"]["api"]
         for source in json.loads(answer.data).get("sources", ())

@@ -278,7 +278,12 @@ async def test_a_tick_that_nobody_finishes_becomes_a_failed_row(bus: Bus, start:
     start("recorder", database_url)
     await until(rows(database, 1))
     row = await database.fetchrow("SELECT * FROM results")
-    assert (row["run_id"], row["status"], row["failure_kind"], row["attempt"]) == (UUID(str(tick.run_id)), "failed", "abandoned", MAX_DELIVERIES)
+    assert (row["run_id"], row["status"], row["failure_kind"], row["attempt"]) == (
+        UUID(str(tick.run_id)),
+        "failed",
+        "abandoned",
+        MAX_DELIVERIES,
+    )
     following = await bus.tick()
     runner.start()
 
