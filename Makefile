@@ -17,7 +17,7 @@ run: $(VENV)/.runtime ## set up, start everything and run a first speed test
 cluster: $(VENV)/.runtime ## try out a system with two of each service and three NATS servers on this machine; Ctrl-C ends it
 	@exec $(BIN)/python -m services.embedded.cluster
 
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+PYTEST := $(BIN)/python -m pytest --numprocesses=4 --dist=worksteal
 
 test: $(VENV)/.dev ## set up and run every test
 	$(PYTEST) $(TESTS)
