@@ -20,6 +20,8 @@ from tests.testserver import TestServer
 
 BARE = {"download": False, "upload": False, "loss": False}
 LINE = {"download_bps": 40e6, "upload_bps": 20e6}
+PATIENCE_S = 3
+"""Longer than a busy machine keeps the stand-in waiting for a processor."""
 
 
 def nothing(*_: object, **__: object) -> None:
@@ -49,7 +51,7 @@ async def until(condition: Callable[[], object], deadline_s: float = 10) -> None
 async def run(server: LibreSpeed, report: Callable[..., None] = nothing, **options: Any) -> Measurement:
     """Run the engine against a stand-in, and see that no process is left."""
     try:
-        return await load("http").run({"server": server.url, "timeout_s": 1, **options}, report)
+        return await load("http").run({"server": server.url, "timeout_s": PATIENCE_S, **options}, report)
     finally:
         assert children() == []
 
@@ -135,8 +137,8 @@ FAULTS = {
         "html200": ("bad_answer", "no LibreSpeed backend"),
         "close": ("bad_answer", "closed without an answer"),
         "garbage": ("bad_answer", "not HTTP"),
-        "slow": ("timeout", "did not answer within 1 s"),
-        "drip": ("timeout", "not complete after 1 s"),
+        "slow": ("timeout", "did not answer within 3 s"),
+        "drip": ("timeout", "not complete after 3 s"),
         "endless": ("bad_answer", "body of more than"),
         "endless-head": ("bad_answer", "head of more than 16 kB"),
         "gzip-bomb": ("bad_answer", "no LibreSpeed backend"),
@@ -151,7 +153,7 @@ FAULTS = {
         "truncate": ("truncated", "before the whole body"),
         "close": ("bad_answer", "closed without an answer"),
         "garbage": ("bad_answer", "not HTTP"),
-        "slow": ("timeout", "did not answer within 1 s"),
+        "slow": ("timeout", "did not answer within 3 s"),
         "drip": ("bad_answer", "that is no measurement"),
         "endless-head": ("bad_answer", "head of more than 16 kB"),
         "gzip-bomb": ("bad_answer", "packed by gzip"),
@@ -180,7 +182,7 @@ async def test_a_lie_becomes_a_failure(route: str, fault: str, kind: str, text: 
     with LibreSpeed(**LINE, faults={route: fault}) as server, pytest.raises(ProbeError) as caught:
         await run(server, download=route == "download", upload=route == "upload", loss=False)
     assert (caught.value.kind, text in caught.value.message) == (kind, True), caught.value.message
-    assert time.monotonic() - began < 12
+    assert time.monotonic() - began < 15
     assert caught.value.engine_version == "refresher 0.1.0"
 
 

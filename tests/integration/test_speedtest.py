@@ -19,7 +19,7 @@ from shared.events import Measurement
 from tests.standin import StandIn
 from tests.standin.pages import World
 
-QUICK = {"timeout_s": 1, "server_ids": [1001]}
+QUICK = {"timeout_s": 3, "server_ids": [1001]}
 NEITHER = {"download": False, "upload": False}
 
 
@@ -159,8 +159,8 @@ FAULTS = {
         "truncate": ("truncated", "bytes early"),
         "close": ("bad_answer", "closed without an answer"),
         "garbage": ("bad_answer", "was not HTTP"),
-        "slow": ("timeout", "nothing came or went for 1 s"),
-        "drip": ("timeout", "not complete after 1 s"),
+        "slow": ("timeout", "nothing came or went for 3 s"),
+        "drip": ("timeout", "not complete after 3 s"),
         "endless": ("bad_answer", "longer than 8 MB"),
         "gzip-bomb": ("bad_answer", "unpacks to more than 8 MB"),
     },
@@ -183,7 +183,7 @@ FAULTS = {
         "truncate": ("unreachable", "instead of test=test"),
         "close": ("unreachable", "closed without an answer"),
         "garbage": ("unreachable", "was not HTTP"),
-        "slow": ("unreachable", "nothing came or went for 1 s"),
+        "slow": ("unreachable", "nothing came or went for 3 s"),
     },
     "download": {
         "204": ("bad_answer", "another page"),
@@ -197,7 +197,7 @@ FAULTS = {
         "truncate": ("truncated", "before the whole body"),
         "close": ("bad_answer", "closed without an answer"),
         "garbage": ("bad_answer", "was not HTTP"),
-        "slow": ("timeout", "nothing came or went for 1 s"),
+        "slow": ("timeout", "nothing came or went for 3 s"),
     },
     "upload": {
         "404": ("bad_answer", "HTTP 404"),
@@ -211,7 +211,7 @@ FAULTS = {
         "truncate": ("bad_answer", "instead of size="),
         "close": ("bad_answer", "closed without an answer"),
         "never-read": ("unconfirmed", "confirmed 0 of 2 uploads"),
-        "slow": ("unconfirmed", "nothing came or went for 1 s"),
+        "slow": ("unconfirmed", "nothing came or went for 3 s"),
     },
 }
 CASES = [(route, fault, kind, text) for route, faults in FAULTS.items() for fault, (kind, text) in faults.items()]

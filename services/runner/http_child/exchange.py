@@ -150,6 +150,8 @@ class Exchange:
         done, moved_at = framing.take(len(answer.rest)), time.monotonic()
         connection.wake_at(1 if keep else WAKE_BYTES)
         while not done:
+            # before the read: what came while this process had no processor is not late
+            late = time.monotonic() > (end or moved_at + patience_s)
             received = connection.receive_into(_VIEW[: framing.most()], flags)
             if received > 0:
                 done, moved_at = framing.take(received), time.monotonic()
@@ -157,9 +159,9 @@ class Exchange:
                 if not framing.ends():
                     raise Failed("truncated", f"{request}: the connection was closed before the whole body had come")
                 done = True
-            else:
+            elif not late:
                 yield from connection.wait(READ, min(moved_at + patience_s, time.monotonic() + LOOK_EVERY_S))
-            if time.monotonic() > (end or moved_at + patience_s):
+            if late and not done and (end or received < 0):
                 raise Failed("timeout", f"{request}: the body was not complete after {patience_s:g} s")
         connection.wake_at(1)
 
