@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.accuracy import iperf3, picture, runs, table
-from bench.accuracy.engines import ENGINES, usable
+from bench.accuracy.engines import ENGINES, USUAL
 from bench.accuracy.lines import ALL, DEFAULT, Line, parse
 from bench.accuracy.outcome import Outcome
 from bench.accuracy.runs import Run, Runs
@@ -52,7 +52,7 @@ def main() -> int:
 def _wanted() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--lines", default=" ".join(DEFAULT), help=f"separated by spaces; `all` are: {' '.join(ALL)}")
-    parser.add_argument("--engines", default=" ".join(usable()), help=f"of {', '.join(ENGINES)}; without it, those that are installed")
+    parser.add_argument("--engines", default=" ".join(USUAL), help=f"of {', '.join(ENGINES)}; without it: %(default)s")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=DOCS / "accuracy.json", help="where the figures of all runs are kept")
     parser.add_argument("--page", type=Path, help="the page whose table and picture to write anew")
@@ -62,8 +62,8 @@ def _wanted() -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     wanted.engines = wanted.engines.split()
-    if unknown := {*wanted.engines} - {*usable()}:
-        parser.error(f"no such engine here: {', '.join(sorted(unknown))}; there are {', '.join(usable())}")
+    if unknown := {*wanted.engines} - {*ENGINES}:
+        parser.error(f"no such engine: {', '.join(sorted(unknown))}; there are {', '.join(ENGINES)}")
     return wanted
 
 

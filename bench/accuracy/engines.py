@@ -9,14 +9,13 @@ from pathlib import Path
 from time import monotonic, time
 from typing import Any
 
-from bench.accuracy import iperf3
+from bench.accuracy import iperf3, librespeed
 from bench.accuracy.outcome import Figures, Outcome
 from bench.accuracy.testbed import SERVER, Bed
 from bench.accuracy.watch import Watched, watch
-from services.runner.probes import names
 
 REFRESHER = str(Path(sys.executable).parent / "refresher")
-STANDIN_PORT, TESTSERVER_PORT = 8080, 8477
+STANDIN_PORT, TESTSERVER_PORT, PHP_PORT, CLI_PORT = 8080, 8477, 8079, 8487
 DEADLINE_S = 120
 FAST_BYTES = 200_000_000_000
 SIDES = {"down": "download", "up": "upload"}
@@ -70,12 +69,12 @@ def _measure_speedtest(bed: Bed) -> Outcome:
     return _probe(bed, "speedtest", {"https": "false"}, http_proxy=proxy, https_proxy=proxy, no_proxy=SERVER)
 
 
-def _serve_http(bed: Bed) -> None:
-    bed.serve(TESTSERVER_PORT, REFRESHER, "testserver", "--host", SERVER, "--port", str(TESTSERVER_PORT), "--max-bytes", str(FAST_BYTES))
+def _serve_http(bed: Bed, port: int = TESTSERVER_PORT, *more: str) -> None:
+    bed.serve(port, REFRESHER, "testserver", "--host", SERVER, "--port", str(port), "--max-bytes", str(FAST_BYTES), *more)
 
 
-def _measure_http(bed: Bed) -> Outcome:
-    options = {"server": f"http://{SERVER}:{TESTSERVER_PORT}"}
+def _measure_http(bed: Bed, port: int = TESTSERVER_PORT) -> Outcome:
+    options = {"server": f"http://{SERVER}:{port}"}
     # as fast as the processors are, the default is used up before slow start is over
     return _probe(bed, "http", options if bed.line.down_bps else {**options, "max_bytes": str(FAST_BYTES)})
 
@@ -84,9 +83,8 @@ ENGINES = {
     "iperf3": Engine(iperf3.serve, iperf3.measure),
     "http": Engine(_serve_http, _measure_http),
     "speedtest": Engine(_serve_speedtest, _measure_speedtest),
+    "http-php": Engine(lambda bed: librespeed.serve_php(bed, PHP_PORT), lambda bed: _measure_http(bed, PHP_PORT)),
+    "librespeed-cli": Engine(lambda bed: _serve_http(bed, CLI_PORT, "--no-udp"), lambda bed: librespeed.measure(bed, CLI_PORT)),
 }
-
-
-def usable() -> list[str]:
-    """Return the engines that can be measured here."""
-    return [name for name in ENGINES if name == "iperf3" or name in names()]
+USUAL = ("iperf3", "http", "speedtest")
+"""The others are measured where they are asked for."""

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from bench.accuracy import iperf3
-from bench.accuracy.engines import ENGINES, usable
+from bench.accuracy.engines import ENGINES
 from bench.accuracy.lines import parse
 from bench.accuracy.outcome import Outcome
 from bench.accuracy.testbed import ROOT, SERVER, Bed, NotAllowed, ServerFailed, laid
@@ -88,7 +88,6 @@ def test_the_reference_is_within_1_percent_of_what_the_interface_counts() -> Non
     assert outcome.wire_bytes > 100e6 / 8 * iperf3.SECONDS
 
 
-@pytest.mark.skipif("http" not in usable(), reason="there is no engine http")
 def test_http_is_within_1_percent_of_what_the_interface_counts() -> None:
     """Both directions; the line was full, and its latency is the line's."""
     outcome = held_against_a_line("http")

@@ -18,8 +18,8 @@ from services.runner.http_child.tasks import READ, Loop, Steps, Wait
 PACE_BPS = 5e6
 FASTEST_PACE_BPS = 25e6
 SHARE_OF_RATE = 0.25
-SEGMENTS, LIGHT_SEGMENTS = 8_000, 2_000
-SEGMENT_BYTES = 400
+SEGMENTS, LIGHT_SEGMENTS = 30_000, 3_500
+SEGMENT_BYTES = 200
 """Instead of 1,448: more packets at the same rate, for it is packets that are counted."""
 LEAST_SEGMENTS = 500
 LONGEST_S, SHORTEST_S = 5.0, 1.5

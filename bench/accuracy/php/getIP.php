@@ -1,0 +1,4 @@
+<?php
+// Says who asks.
+header('Content-Type: application/json');
+echo json_encode(['processedString' => $_SERVER['REMOTE_ADDR'], 'rawIspInfo' => '']);
