@@ -28,7 +28,7 @@ coverage: $(VENV)/.dev ## run every test and report what they cover; it takes ha
 	@$(BIN)/coverage report --skip-covered --sort=cover
 
 test-faults: $(VENV)/.dev ## kill, freeze, cut and fill up every part of a system and count its rows (some need root); FAULTS= chooses
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup -m 'scenario or short' --faults-page=docs/faults.md $(or $(FAULTS),tests/faults)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup -m 'scenario or short' $(or $(FAULTS),tests/faults --faults-page=docs/faults.md)
 
 check: $(VENV)/.dev ## formatting, lint, types and import contracts
 	$(BIN)/ruff format --check .

@@ -91,7 +91,7 @@ class Line:
         others = waiting if self._current is None else [self._current, *waiting]
         match "queue_all" if offer.is_anybodys else offer.tick.overlap:
             case "skip" if others:
-                return await self._skip(offer, f"the line was busy with the {_name(others[0].tick)}")
+                return await self._skip(offer, f"the line was busy with the {_name(others[0].tick)}, and two tests at once each read low")
             case "queue_one" if waiting:
                 return await self._skip(offer, f"the {_name(waiting[0].tick)} was waiting for the line already")
             case "cancel_other" if self._current and self._measuring:

@@ -11,7 +11,7 @@ from tests.faults.usage import Spent
 RECOVERS_WITHIN_S = 2.0
 """From the end of a fault to the first new row."""
 REJOINS_WITHIN_S = 5.0
-"""The same where there is a leader, and another server comes back."""
+"""The same where servers elect a leader."""
 RESTARTS_WITHIN_S = 30.0
 """The same where a process has to be started again."""
 SHARE_OF_A_CORE = 0.2

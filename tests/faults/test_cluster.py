@@ -67,7 +67,7 @@ async def test_the_leader_is_killed_eight_times(cluster: Cluster, database_url: 
                 after_s = await ledger.run_after(killed_at)
                 led_s = (await elected - killed_at).total_seconds()
                 elections.append(led_s)
-                scenario.recovered(max(0.0, after_s - led_s))
+                scenario.recovered(max(0.0, after_s - led_s), REJOINS_WITHIN_S)
                 await asyncio.to_thread(victim.start)
                 await asyncio.to_thread(cluster.wait_until_whole, 60)
         scenario.remark(f"all led again {median(elections):.1f} s after the kill (median; the longest {max(elections):.1f} s)")
