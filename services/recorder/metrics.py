@@ -48,6 +48,12 @@ class Metrics:
         )
         for reason in ("no_runner", "runner_offline", "expired", "scheduler_down", "changed", "lost"):
             self.settled.labels(reason)  # there from the start, so that the first one counts as an increase
+        self.is_month_ahead = Gauge(
+            "refresher_results_month_ahead", "1 once the partition of the next month was there before its first row.", registry=registry
+        )
+        self.months_dropped = Counter(
+            "refresher_results_months_dropped_total", "Months of results that were older than what is kept.", registry=registry
+        )
         self.open = Gauge("refresher_ledger_open", "Runs that were due and have no row so far.", registry=registry)
         self.audited = {
             kind: Gauge(f"refresher_ledger_{kind}", f"{text}, of the last day, at the last audit.", registry=registry)

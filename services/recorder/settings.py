@@ -1,10 +1,24 @@
 """The recorder's settings."""
 
+import re
+from datetime import timedelta
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from shared.settings import DatabaseSettings, Port
+
+
+def _days(value: object) -> object:
+    """Read a number of days."""
+    if isinstance(value, str):
+        if not (found := re.fullmatch(r"([0-9]{1,5})d", value)):
+            raise ValueError("a number of days is written like 400d")
+        return timedelta(days=int(found[1]))
+    return value
+
+
+Retention = Annotated[timedelta, BeforeValidator(_days), Field(ge=timedelta(days=31), le=timedelta(days=36_500))]
 
 
 class RecorderSettings(DatabaseSettings):
@@ -22,3 +36,5 @@ class RecorderSettings(DatabaseSettings):
     """How long a row may be on its way, in seconds, before the recorder asks what became of the run."""
     recorder_audit_every_s: Annotated[float, Field(ge=0.1, le=86_400)] = 300
     """How often the recorder audits the last day for its metrics, in seconds."""
+    retention: Retention | None = None
+    """How long results are kept, from `31d` on: `400d`, for example. A month is dropped when all of it is older; unset, none ever is."""

@@ -69,8 +69,8 @@ class Settler:
 
     async def sweep(self, js: JetStreamContext) -> bool:
         """Look once, unless another recorder does, and return whether there is more to be looked at."""
-        async with lent(self._pool) as connection, _alone(connection) as alone:
-            if not alone:
+        async with lent(self._pool) as connection, alone(connection) as is_alone:
+            if not is_alone:
                 return False
             await read_schedules(connection, js)
             await read_asked(connection, js)
@@ -197,7 +197,7 @@ def missed_result(run: OpenRun, failure: Failure, now: datetime) -> Result:
 
 
 @asynccontextmanager
-async def _alone(connection: Connection) -> AsyncIterator[bool]:
+async def alone(connection: Connection) -> AsyncIterator[bool]:
     """Tell whether no other recorder sweeps, and keep it so until the end of the block."""
     if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
         yield False

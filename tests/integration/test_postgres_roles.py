@@ -200,6 +200,7 @@ REFUSED = {
     "DELETE FROM refresher_migrations": (),
     "INSERT INTO refresher_migrations (name, sha256) VALUES ('9999', '')": (),
     "SELECT results_partition('2002-02-01')": ("refresher_recorder",),
+    "SELECT results_drop(now() - interval '400 days')": ("refresher_recorder",),
     "SELECT grant_to_roles()": (),
     "CREATE TABLE mine ()": (),
     "CREATE TEMPORARY TABLE mine ()": (),
