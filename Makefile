@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test coverage test-faults check format lock dashboards bench-accuracy bench-idle bench-latency bench-scheduler bench-testserver clean backup restore secrets up down
+.PHONY: help run cluster test coverage test-faults check format lock dashboards bench-accuracy bench-idle bench-latency bench-reads bench-scheduler bench-testserver clean backup restore secrets up down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,7 @@ lock: $(VENV)/.dev ## upgrade every dependency and write the lock files anew
 	$(LOCK) --extra embedded --group build pyproject.toml --constraints requirements/dev.txt --output-file requirements/runtime.txt
 	$(LOCK) pyproject.toml --constraints requirements/dev.txt --output-file requirements/server.txt
 	$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
+	$(LOCK) --upgrade bench/requirements.in --output-file bench/requirements.txt
 
 dashboards: $(VENV)/.dev ## write Grafana's dashboards anew from grafana/*.py
 	$(BIN)/python -m grafana.build
@@ -72,6 +73,9 @@ bench-idle: $(VENV)/.dev ## memory and CPU of the idle embedded system
 bench-latency: $(VENV)/.dev ## tick published to row readable in the API
 	$(BIN)/python -m bench.latency
 
+bench-reads: $(VENV)/.dev .venv-bench/.done ## reads over ten million results, beside Django; takes 6 GB meanwhile; ROWS= for fewer
+	$(BIN)/python -m bench.reads --page docs/benchmarks.md $(if $(ROWS),--rows $(ROWS))
+
 bench-scheduler: $(VENV)/.dev ## how late the ticks of many schedules are
 	$(BIN)/python -m bench.scheduler
 
@@ -82,7 +86,7 @@ bench-accuracy: $(VENV)/.dev ## how true each engine is on lines of known rate (
 	$(BIN)/python -m bench.accuracy --page docs/accuracy.md $(if $(LINES),--lines "$(LINES)") $(if $(ENGINES),--engines "$(ENGINES)") $(if $(ROUNDS),--rounds $(ROUNDS))
 
 clean: ## remove the virtual environment and every cache
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
+	rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Refresher needs Python 3.11 or later; $(PYTHON) is older. Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
@@ -95,4 +99,9 @@ $(VENV)/.runtime: requirements/runtime.txt pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	@touch $@
+
+.venv-bench/.done: bench/requirements.txt | $(BIN)/python
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
 	@touch $@
