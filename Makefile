@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test coverage test-faults check format lock dashboards bench-accuracy bench-idle bench-latency bench-reads bench-scheduler bench-testserver clean backup restore secrets up down
+.PHONY: help run cluster test coverage test-faults check format lock dashboards bench-accuracy bench-idle bench-latency bench-pipeline bench-reads bench-scheduler bench-testserver clean backup restore secrets up down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench-idle: $(VENV)/.dev ## memory and CPU of the idle embedded system
 
 bench-latency: $(VENV)/.dev ## tick published to row readable in the API
 	$(BIN)/python -m bench.latency
+
+bench-pipeline: $(VENV)/.dev .venv-bench/.done ## tick to committed row beside Celery and Dramatiq, a few minutes; TRY=1 for one short round
+	$(BIN)/python -m bench.pipeline $(if $(TRY),--rows 300 --rounds 1 --seconds 2,--page docs/benchmarks.md)
 
 bench-reads: $(VENV)/.dev .venv-bench/.done ## reads over ten million results, beside Django; takes 6 GB meanwhile; ROWS= for fewer
 	$(BIN)/python -m bench.reads --page docs/benchmarks.md $(if $(ROWS),--rows $(ROWS))
