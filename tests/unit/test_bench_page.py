@@ -1,0 +1,48 @@
+"""How a benchmark's figures come onto their page, and how they are held against their bars."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.page import table, write
+from bench.pipeline.__main__ import Measured
+from bench.pipeline.report import ALWAYS, LATE, LOGGED, OURS, TUNED, rows, verdicts
+
+
+def _measured(*rates: float, cpu_s: float = 1.0, latencies_ms: tuple[float, ...] = (1.0,)) -> Measured:
+    used = {"publisher": 0.0, "workers": cpu_s, "broker": 0.0, "PostgreSQL": 0.0}
+    return Measured(list(rates), [used] * len(rates), [2**20] * len(rates), list(latencies_ms))
+
+
+def test_a_benchmark_writes_its_own_section_alone(tmp_path: Path) -> None:
+    """What is before, after and in other sections stays; a second run replaces the first."""
+    page = tmp_path / "page.md"
+    one, other = ("<!-- {0}: written by make bench-{0} -->\n{1}<!-- end of {0} -->\n".format(name, "") for name in ("one", "other"))
+    page.write_text(f"before\n{one}between\n{other}after\n")
+    write(page, "one", ["first"])
+    write(page, "one", table(("a", "b"), [("1", r"\2")]))
+    begin, end = one.splitlines()
+    assert page.read_text() == f"before\n{begin}\n\n| a | b |\n| --- | --- |\n| 1 | \\2 |\n\n{end}\nbetween\n{other}after\n"
+
+
+def test_a_page_without_the_markers_is_refused(tmp_path: Path) -> None:
+    """Figures that would be lost are an error that names what is missing."""
+    page = tmp_path / "page.md"
+    page.write_text("nothing\n")
+    with pytest.raises(ValueError, match="written by make bench-one"):
+        write(page, "one", ["figures"])
+
+
+def test_a_bar_is_held_against_ratios_of_the_same_round() -> None:
+    """A machine that is slow for a round slows both sides: rounds are compared, then the median taken; what is missed is called so."""
+    measured = {
+        OURS: _measured(2_000, 300, 5_000, cpu_s=0.1, latencies_ms=(2.0, 10.0)),
+        TUNED: _measured(100, 10, 200, cpu_s=2.0, latencies_ms=(3.0, 11.0)),
+        LATE: _measured(100, 10, 200),
+        ALWAYS: _measured(600, 60, 600),
+        LOGGED: _measured(100, 10, 100),
+    }
+    told = verdicts(measured)
+    assert [line.split(" ×")[0] for line in told] == ["- 25.0", "- 25.0", "- 20.0", "- 6.0", "- 1.1", "- 1.1"]
+    assert ["missed" in line for line in told] == [False, True, False, False, True, False]
+    assert rows(measured)[0][1] == "2,000 (300 to 5,000)"
