@@ -54,9 +54,9 @@ def verdicts(measured: Mapping[str, Measured]) -> list[str]:
     reached = [
         ("rows/s of Celery", _ratio(ours.rates, tuned.rates), 25.0),
         ("rows/s of Celery with `acks_late`", _ratio(ours.rates, measured[LATE].rates), 30.0),
-        ("less CPU per result than Celery", cpu, 20.0),
+        ("as many results per CPU second as Celery", cpu, 20.0),
         ("rows/s of `acks_late` with AOF, with `sync_interval: always`", _ratio(always.rates, measured[LOGGED].rates), 5.0),
-        ("faster from tick to row than Celery, p50", p50, 1.8),
+        ("as fast from tick to row as Celery, p50", p50, 1.8),
         ("the same, p99", p99, 1.0),
     ]
     return [f"- {value:.1f} × {what} (bar {bar:g} ×{'' if value >= bar else ': **missed**'})" for what, value, bar in reached]
