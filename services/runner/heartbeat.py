@@ -19,6 +19,9 @@ from shared.waiting import happens
 
 log = logging.getLogger(__name__)
 
+SETTLES_S = 0.1
+"""So long a change waits to be written: a run that is over by then costs no message, which the server would write to its disk."""
+
 
 class Heartbeat:
     """The sign of life of one runner."""
@@ -26,6 +29,7 @@ class Heartbeat:
     def __init__(self, runner_id: str, settings: RunnerSettings, engines: Sequence[str]) -> None:
         self._id, self._settings, self._engines = runner_id, settings, tuple(engines)
         self._started_at = datetime.now(UTC)
+        self._version, self._host = version("refresher"), socket.gethostname()  # once: it reads the metadata of the package
         self._changed = asyncio.Event()
         self._run_id: UUID | None = None
 
@@ -35,7 +39,7 @@ class Heartbeat:
         self._changed.set()
 
     async def beat(self, js: JetStreamContext) -> None:
-        """Write to the bucket every few seconds, and at once when something changed, for ever; then take the entry out."""
+        """Write to the bucket every few seconds, and soon after something changed, for ever; then take the entry out."""
         # Without nats-py's bucket, which asks for the stream first: that would tell a runner the names of all others.
         key = f"$KV.{subjects.RUNNERS}.{self._settings.site}.{self._id}"
         try:
@@ -45,7 +49,8 @@ class Heartbeat:
                     await js.publish(key, self._now().to_json())
                 except NATS_AWAY as error:
                     log.warning("heartbeat not written", extra={"error": str(error) or type(error).__name__})
-                await happens(self._changed, HEARTBEAT_S)
+                if await happens(self._changed, HEARTBEAT_S):
+                    await asyncio.sleep(SETTLES_S)
         finally:
             try:
                 await js.publish(key, b"", headers={"KV-Operation": "PURGE", "Nats-Rollup": "sub"})
@@ -59,8 +64,8 @@ class Heartbeat:
             line=self._settings.line,
             labels=self._settings.labels,
             engines=self._engines,
-            version=version("refresher"),
-            host=socket.gethostname(),
+            version=self._version,
+            host=self._host,
             started_at=self._started_at,
             seen_at=datetime.now(UTC),
             run_id=self._run_id,

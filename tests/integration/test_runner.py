@@ -3,9 +3,11 @@
 import asyncio
 import re
 import signal
+import time
 from itertools import pairwise
 from uuid import UUID
 
+from services.runner.heartbeat import SETTLES_S
 from shared import subjects
 from shared.events import Progress, Result, Status
 from shared.runners import Runner
@@ -158,6 +160,19 @@ async def test_a_runner_says_that_it_is_there(bus: Bus, start: Start) -> None:
         return not await here()
 
     await until(gone)
+
+
+async def test_runs_in_quick_succession_share_their_heartbeats(bus: Bus, start: Start) -> None:
+    """However many runs begin and end, the server has to write no more than a few heartbeats a second to its disk."""
+    start("runner")
+    await result_of(bus, (await bus.tick()).run_id)
+    stream = f"KV_{subjects.RUNNERS}"
+    began, before = time.monotonic(), (await bus.js.stream_info(stream)).state.last_seq
+    ticks = await asyncio.gather(*(bus.tick() for _ in range(60)))
+    for tick in ticks:
+        await result_of(bus, tick.run_id)
+    written = (await bus.js.stream_info(stream)).state.last_seq - before
+    assert written <= (time.monotonic() - began) / SETTLES_S + 2
 
 
 async def test_progress_is_told_while_it_runs(bus: Bus, start: Start) -> None:
