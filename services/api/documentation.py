@@ -18,6 +18,7 @@ Scheduled speed tests: what was measured, what will be, and what is happening.
 * **To run a test now** post `{"schedule": "hourly"}` or `{"engine": "speedtest"}` to `/api/v1/runs`; with `?wait=true` the
   answer streams the progress and then the result.
 * **Schedules** carry a revision (the `ETag`). Send it back as `If-Match` and nobody's change is overwritten unseen.
+* **Who asks again and again** sends the `ETag` of the last answer as `If-None-Match`: 304 says that nothing has changed.
 * **Errors** are problem documents (RFC 9457); `errors` names each field that is wrong, and why. A parameter that an
   operation does not know is an error, too. Whatever changes something needs `Content-Type: application/json`.
 """

@@ -12,6 +12,7 @@ from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from services.api import queries
+from services.api.conditional import IfNoneMatch, answer_once, documented_once
 from services.api.database import Database
 from services.api.models import EXAMPLE, FullResultView, ResultPage
 from services.api.parameters import Newest, Wanted
@@ -21,7 +22,6 @@ from services.api.streaming import streamed
 
 router = APIRouter(prefix="/api/v1", tags=["results"])
 
-JSON = "application/json"
 _CHUNK = 32 * 1024
 
 
@@ -46,13 +46,13 @@ class ExportQuery(Wanted):
     form: Annotated[Literal["csv", "ndjson"], Field(alias="format", description="`csv` is flat; `ndjson` is one result per line.")] = "csv"
 
 
-@router.get("/results", summary="List results", operation_id="list_results", response_model=ResultPage, responses=documented(422, 503))
-async def page(wanted: Annotated[PageQuery, InQuery()], database: TheDatabase) -> Response:
+@router.get("/results", summary="List results", operation_id="list_results", response_model=ResultPage, responses=documented_once(422, 503))
+async def page(wanted: Annotated[PageQuery, InQuery()], database: TheDatabase, if_none_match: IfNoneMatch = None) -> Response:
     """List results, the newest (by `due_at`) first.
 
     Follow `next` for older ones: pages stay in place while new results arrive. For everything at once use the export.
     """
-    return Response(await queries.page(database, wanted, wanted.limit, wanted.cursor), media_type=JSON)
+    return answer_once(await queries.page(database, wanted, wanted.limit, wanted.cursor), if_none_match)
 
 
 @router.get(
@@ -60,14 +60,14 @@ async def page(wanted: Annotated[PageQuery, InQuery()], database: TheDatabase) -
     summary="Get the newest result",
     operation_id="get_latest_result",
     response_model=FullResultView,
-    responses=documented(404, 422, 503),
+    responses=documented_once(404, 422, 503),
 )
-async def latest(wanted: Annotated[Newest, InQuery()], database: TheDatabase) -> Response:
+async def latest(wanted: Annotated[Newest, InQuery()], database: TheDatabase, if_none_match: IfNoneMatch = None) -> Response:
     """Get the newest result that matches, with its log."""
     found = await queries.newest(database, wanted)
     if found is None:
         raise ProblemError(404, "There is no such result yet.")
-    return Response(found, media_type=JSON)
+    return answer_once(found, if_none_match)
 
 
 @router.get(
@@ -105,17 +105,18 @@ async def export(wanted: Annotated[ExportQuery, InQuery()], database: TheDatabas
     summary="Get one result",
     operation_id="get_result",
     response_model=FullResultView,
-    responses=documented(404, 422, 503),
+    responses=documented_once(404, 422, 503),
 )
 async def one(
     run_id: Annotated[UUID, Path(description="The id of the run.", examples=[EXAMPLE["run_id"]])],
     database: TheDatabase,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Get the result of a run, with its log. 404 until the run has ended and was recorded."""
     found = await queries.one(database, run_id)
     if found is None:
         raise ProblemError(404, f"There is no result of run {run_id} (yet).")
-    return Response(found, media_type=JSON)
+    return answer_once(found, if_none_match)
 
 
 async def _pieces(database: Database, wanted: Wanted, form: str) -> AsyncGenerator[bytes, None]:

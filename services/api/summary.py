@@ -13,10 +13,11 @@ from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
 from services.api import queries
+from services.api.conditional import IfNoneMatch, answer_once, documented_once
 from services.api.models import Summary
 from services.api.parameters import Moment, Origin
 from services.api.parts import TheDatabase
-from services.api.problems import documented, refused
+from services.api.problems import refused
 
 router = APIRouter(prefix="/api/v1", tags=["results"])
 
@@ -58,12 +59,13 @@ class SummaryQuery(Origin):
 
 
 @router.get(
-    "/summary", summary="Summarise results", operation_id="summarise_results", response_model=Summary, responses=documented(422, 503)
+    "/summary", summary="Summarise results", operation_id="summarise_results", response_model=Summary, responses=documented_once(422, 503)
 )
-async def summarise(wanted: Annotated[SummaryQuery, InQuery()], database: TheDatabase) -> Response:
+async def summarise(wanted: Annotated[SummaryQuery, InQuery()], database: TheDatabase, if_none_match: IfNoneMatch = None) -> Response:
     """Summarise a period: how runs ended, and mean, minimum, maximum, median and 95th percentile of what was measured.
 
-    The first and the last bucket are cut to the period. At most 2,000 buckets.
+    The first and the last bucket are cut to the period. At most 2,000 buckets. With `to` given, `If-None-Match` tells whether it
+    changed; without it, each answer is of another period.
     """
     until = wanted.until or datetime.now(UTC)
     since = wanted.since or until - PERIOD
@@ -74,7 +76,7 @@ async def summarise(wanted: Annotated[SummaryQuery, InQuery()], database: TheDat
         raise refused("bucket", f"more than {BUCKETS} buckets: ask for longer ones or a shorter period")
     buckets = await queries.summary(database, wanted, edges)
     head = f'"from":"{_text(since)}","to":"{_text(until)}","bucket":"{wanted.bucket}","zone":"{wanted.zone}"'
-    return Response(b'{%b,"buckets":%b}' % (head.encode(), buckets), media_type="application/json")
+    return answer_once(b'{%b,"buckets":%b}' % (head.encode(), buckets), if_none_match)
 
 
 def _edges(since: datetime, until: datetime, size: Size, zone: ZoneInfo) -> Iterator[datetime]:

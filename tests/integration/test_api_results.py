@@ -387,3 +387,43 @@ async def test_hot_queries_use_their_index(database: Connection) -> None:
     for sql in (LATEST_PER_LINE, page):
         (plan,) = json.loads(await database.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON, BUFFERS) {sql}"))
         assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 400, json.dumps(plan)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/results?limit=2",
+        "/api/v1/results/latest",
+        "/api/v1/results/{run_id}",
+        "/api/v1/summary?from=2026-09-01T00:00:00Z&to=2026-11-01T00:00:00Z",
+    ],
+)
+async def test_what_a_client_has_already_is_not_sent_again(api: httpx.AsyncClient, database: Connection, path: str) -> None:
+    """The ETag of an answer, shown again, gives 304 without a body; any change of what is stored gives the whole new answer:
+    a row that was replaced, one that came, and one that retention dropped.
+    """
+    (run_id,) = await insert(database, row(T0))
+    path = path.format(run_id=run_id)
+    changes = [
+        "UPDATE results SET download_bps = 95e6",
+        "DELETE FROM results WHERE due_at > '2026-09-30T23:00:00Z'",
+        "DROP TABLE results_2026_09",
+    ]
+    for change in changes:
+        first = await api.get(path)
+        etag = first.headers["etag"]
+        for shown in (etag, f'"other", W/{etag}', "*"):
+            again = await api.get(path, headers={"If-None-Match": shown})
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+            assert "content-type" not in again.headers
+        assert first.headers["cache-control"] == again.headers["cache-control"] == "private, no-cache"
+        assert (await api.get(path, headers={"If-None-Match": '"other"'})).content == first.content
+        await database.execute(change)
+        if change.startswith("UPDATE"):
+            await insert(database, row(T0 + timedelta(hours=1, minutes=1), run_id=uuid4()))
+        changed = await api.get(path, headers={"If-None-Match": etag})
+        if change.startswith("DELETE") and str(run_id) in path:
+            assert changed.status_code == 304
+            continue
+        assert changed.status_code in {200, 404}
+        assert changed.headers.get("etag") != etag
