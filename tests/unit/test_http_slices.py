@@ -11,7 +11,7 @@ from services.runner.http_child.backends import cloudflare
 from services.runner.http_child.exchange import Answer
 from services.runner.http_child.framing import Chunks, Plain
 from services.runner.http_child.latency import Idle, Probes, grade, trimmed
-from services.runner.http_child.load import Loaded
+from services.runner.http_child.load import Loaded, rates_of, told_of
 from services.runner.http_child.loss import Loss, pace_bps
 from services.runner.http_child.slices import Growth, disagreement, rate_bps, spread
 from services.runner.http_child.verdict import bound_bps, confidence, limited_by
@@ -156,3 +156,12 @@ def test_cloudflare_says_how_long_it_took() -> None:
     for said, seconds in {"cfRequestDuration;dur=12.5": 0.0125, "x, cfRequestDuration;dur=9": 0.009, "dur=9": 0, "": 0}.items():
         assert cloudflare.answering_s(Answer(200, {"server-timing": said}, b"", 0, True)) == pytest.approx(seconds)
     assert cloudflare.answering_s(Answer(200, {"server-timing": "cfRequestDuration;dur=9999"}, b"", 0, True)) == 1
+
+
+def test_what_is_no_number_is_not_told() -> None:
+    """A line that stood still for half of the time has a rate and no spread: infinity is not JSON."""
+    loaded = Loaded(rate_bps=8e6, spread=math.inf, disagreement=math.inf, stopped_by="end")
+    assert rates_of("upload", loaded) == {"upload_bps": 8e6}
+    assert "halves_differ" not in told_of(loaded)
+    assert told_of(loaded)["ended_by"] == "end"
+    assert rates_of("upload", Loaded(rate_bps=8e6, spread=0.5)) == {"upload_bps": 8e6, "upload_spread": 0.5}

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from services.runner.confined import Failed
 from services.runner.http_child.connection import Connection, Endpoint
-from services.runner.http_child.order import Order
+from services.runner.http_child.order import Way
 from services.runner.http_child.tasks import Loop, Steps
 
 _FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
@@ -31,13 +31,13 @@ class Place:
         return f"{self.path}/{target}"
 
 
-def find(loop: Loop, url: str, order: Order) -> Place:
+def find(loop: Loop, url: str, way: Way) -> Place:
     """Resolve a URL's host, and take the first of its addresses that can be connected to.
 
     Raises: Failed: `misconfigured`, `unreachable`.
     """
     problem = None
-    for place in _places(url, order):
+    for place in _places(url, way):
         try:
             loop.finish(_try(place.endpoint))
         except Failed as failed:
@@ -49,15 +49,15 @@ def find(loop: Loop, url: str, order: Order) -> Place:
     raise problem or Failed("unreachable", f"{url[:200]} has no address")
 
 
-def look_up(url: str, order: Order) -> Place:
+def look_up(url: str, way: Way) -> Place:
     """Resolve a URL's host, and take the first of its addresses untried.
 
     Raises: Failed: `misconfigured`, `unreachable`.
     """
-    return next(iter(_places(url, order)))
+    return next(iter(_places(url, way)))
 
 
-def _places(url: str, order: Order) -> list[Place]:
+def _places(url: str, way: Way) -> list[Place]:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise Failed("misconfigured", f"{url[:200]} is no address of a server: it begins with http:// or https:// and has a host")
@@ -65,19 +65,19 @@ def _places(url: str, order: Order) -> list[Place]:
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
         raise Failed("misconfigured", f"{url[:200]} has no port that can be used") from None
-    tls = _trust(order.ca_file) if parts.scheme == "https" else None
-    base = Endpoint(parts.hostname, socket.AF_UNSPEC, (), order.timeout_s, tls, order.source_address, order.interface)
+    tls = _trust(way.ca_file) if parts.scheme == "https" else None
+    base = Endpoint(parts.hostname, socket.AF_UNSPEC, (), way.timeout_s, tls, way.source_address, way.interface)
     path, host = parts.path.rstrip("/"), parts.netloc.rpartition("@")[2]
     return [
         Place(f"{parts.scheme}://{host}{path}", host, path, replace(base, family=family, address=address))
-        for family, address in _resolved(base.host, port, order)
+        for family, address in _resolved(base.host, port, way)
     ]
 
 
-def _resolved(host: str, port: int, order: Order) -> Sequence[tuple[int, tuple[Any, ...]]]:
-    family = _FAMILIES[order.ip_version]
-    if order.source_address:
-        family = socket.AF_INET6 if ":" in order.source_address else socket.AF_INET
+def _resolved(host: str, port: int, way: Way) -> Sequence[tuple[int, tuple[Any, ...]]]:
+    family = _FAMILIES[way.ip_version]
+    if way.source_address:
+        family = socket.AF_INET6 if ":" in way.source_address else socket.AF_INET
     try:
         return [(each[0], each[4]) for each in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)][:6]
     except (OSError, UnicodeError) as error:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from services.runner.confined import Channel, Failed
 from services.runner.http_child.slices import AGREE, GROWING, STILL_RISING, Growth, Mark, disagreement, rate_bps, spread
@@ -62,7 +63,7 @@ class Loaded:
     ended: float = 0
     slices: int = 0
     stopped_by: str = "time"
-    """`sure`, `time` or `bytes`."""
+    """`sure`, `time`, `bytes`, or `end` where the far end ended it."""
     rising: bool = False
     """More streams still brought more: loss, or a limit per connection, held each of them back."""
     cpu_share: float = 0
@@ -167,7 +168,13 @@ class Load:
         if self._marks[-1][1] >= self._limits.max_bytes:
             self._loaded.stopped_by = "bytes"
             return True
+        if self._has_ended():
+            self._loaded.stopped_by = "end"
+            return True
         return time.monotonic() - self._began >= longest_s
+
+    def _has_ended(self) -> bool:
+        return all(task.done and not task.problem for _, task in self._streams)
 
     def _slice(self) -> float:
         """Let a slice of time pass and return its rate in bit/s.
@@ -176,6 +183,9 @@ class Load:
         """
         before_at, before, _ = self._marks[-1]
         self._loop.run(before_at + self._slice_s)
+        if self._has_ended():
+            self._forget_the_end()
+            return 0.0
         now, carried, _ = self._mark()
         if carried - before > SLICE_SHARE * self._limits.max_bytes:  # a line so fast that there would be few of them
             self._slice_s = min(self._slice_s, SHORT_SLICE_S)
@@ -191,6 +201,14 @@ class Load:
         mark = (time.monotonic(), self._limits.carried() - self._before, time.process_time())
         self._marks.append(mark)
         return mark
+
+    def _forget_the_end(self) -> None:
+        """Drop the slice in which the last byte came, and those in which it was not yet known that there would be no more."""
+        marks = self._marks
+        while len(marks) > 1 and marks[-1][1] == marks[-2][1]:
+            marks.pop()
+        if len(marks) > 1:
+            marks.pop()
 
     def _look_after(self, now: float, *, moved: bool) -> None:
         failed = [task.problem for _, task in self._streams if task.problem]
@@ -210,6 +228,10 @@ class Load:
     def _result(self) -> Loaded:
         loaded, marks = self._loaded, self._marks[self._first :]
         carried = self._marks[-1][1]
+        if len(marks) <= LEAST_SLICES and loaded.stopped_by == "end":
+            raise Failed(
+                "truncated", f"the far end ended the {self._phase} after {self._marks[-1][0] - self._began:.1f} s, too soon to measure it"
+            )
         if len(marks) <= LEAST_SLICES:
             reason = f"the {self._phase} had not got up to speed when its share of max_bytes, {self._limits.max_bytes} bytes, was used up"
             raise Failed("byte_limit", f"{reason}: allow more")
@@ -238,3 +260,28 @@ class Load:
         self._loaded.stalled_share = stalled / busy
         again = sum(after.total_retrans - after.dsack_dups - before.total_retrans + before.dsack_dups for before, after in known)
         self._loaded.retransmitted_share = max(0, again) / sent
+
+
+def told_of(loaded: Loaded) -> dict[str, Any]:
+    """Return what a result's details say of a load."""
+    since_epoch = time.time() - time.monotonic()
+    told = {
+        "began_at": loaded.began + since_epoch,
+        "ended_at": loaded.ended + since_epoch,
+        "streams": loaded.streams,
+        "slices": loaded.slices,
+        "warm_up_s": loaded.warm_up_s,
+        "measured_s": loaded.ended - loaded.began,
+        "halves_differ": loaded.disagreement,
+        "cpu_share": loaded.cpu_share,
+        "host_limited_share": loaded.stalled_share,
+        "retransmitted_share": loaded.retransmitted_share,
+    }
+    known = {name: round(value, 6) if isinstance(value, float) else value for name, value in told.items() if value is not None}
+    return {name: value for name, value in known.items() if math.isfinite(value)} | {"ended_by": loaded.stopped_by}
+
+
+def rates_of(phase: str, loaded: Loaded) -> dict[str, float]:
+    """Return the rate of a direction and its spread; a line that stood still for half of the time has no spread that is a number."""
+    spread_of = {f"{phase}_spread": loaded.spread} if math.isfinite(loaded.spread) else {}
+    return {f"{phase}_bps": loaded.rate_bps, **spread_of}

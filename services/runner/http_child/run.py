@@ -11,7 +11,7 @@ from services.runner.http_child.address import Place, find
 from services.runner.http_child.backends import cloudflare, librespeed, server_list
 from services.runner.http_child.connection import Endpoint
 from services.runner.http_child.latency import LEAST_PINGS, LOADED_PINGS, Idle, Probes, Probing, grade, idle
-from services.runner.http_child.load import Limits, Load, Loaded
+from services.runner.http_child.load import Limits, Load, Loaded, rates_of, told_of
 from services.runner.http_child.order import Order
 from services.runner.http_child.service import Service
 from services.runner.http_child.streams import Stream, download, upload
@@ -140,8 +140,8 @@ class Run:
             limits.append(limit)
             acknowledged = phase == "download" or loaded.stalled_share is not None
             sure.append(confidence(loaded, limit, acknowledged=acknowledged))
-            answer |= {f"{phase}_bps": loaded.rate_bps, f"{phase}_spread": loaded.spread}
-            details[phase] = {**_told(loaded), "limited_by": limit}
+            answer |= rates_of(phase, loaded)
+            details[phase] = {**told_of(loaded), "limited_by": limit}
         answer |= self._under_load(details)
         answer["limited_by"] = worst(limits, ("host", "loss", "line"))
         answer["confidence"] = worst(sure, ("underestimates", "indicative", "reliable"))
@@ -182,24 +182,6 @@ class Run:
         if loaded := [value for name, value in told.items() if name.endswith("_latency_s")]:
             told["bufferbloat_grade"] = grade(max(loaded) - self._idle.latency_s)
         return told
-
-
-def _told(loaded: Loaded) -> dict[str, Any]:
-    since_epoch = time.time() - time.monotonic()
-    told = {
-        "began_at": loaded.began + since_epoch,
-        "ended_at": loaded.ended + since_epoch,
-        "streams": loaded.streams,
-        "slices": loaded.slices,
-        "warm_up_s": loaded.warm_up_s,
-        "measured_s": loaded.ended - loaded.began,
-        "halves_differ": loaded.disagreement,
-        "ended_by": loaded.stopped_by,
-        "cpu_share": loaded.cpu_share,
-        "host_limited_share": loaded.stalled_share,
-        "retransmitted_share": loaded.retransmitted_share,
-    }
-    return {name: round(value, 6) if isinstance(value, float) else value for name, value in told.items() if value is not None}
 
 
 __all__ = ["Failed", "Run"]

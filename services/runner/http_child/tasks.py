@@ -27,7 +27,8 @@ class Wait:
     until: float
     socket: sockets.socket | None = None
     events: int = 0
-    queued: bool = False
+    queued: "Task | None" = None
+    """The task for which its moment is watched: another task that yields it is woken by its own."""
 
 
 T = TypeVar("T")
@@ -91,7 +92,8 @@ class Loop:
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             _, _, task, wait = heapq.heappop(self._timers)
-            wait.queued = False
+            if wait.queued is task:
+                wait.queued = None
             if task.wait is not wait:  # it has gone on since
                 continue
             if wait.until <= now:
@@ -122,11 +124,11 @@ class Loop:
                 self._unregister(before)
                 if wait.socket is not None:
                     self._selector.register(wait.socket, wait.events, task)
-        if not wait.queued:
+        if wait.queued is not task:
             self._queue(task, wait)
 
     def _queue(self, task: Task, wait: Wait) -> None:
-        wait.queued = True
+        wait.queued = task
         heapq.heappush(self._timers, (wait.until, next(self._numbers), task, wait))
 
     def _forget(self, task: Task) -> None:
