@@ -1,6 +1,7 @@
 """Fixtures for what talks over the bus."""
 
 import asyncio
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from shared import subjects
 from shared.events import Tick
 from shared.publish import publish_until_stored
 from shared.schedules import Interval, Schedule
+from tests import debian
 from tests.servers import Nats
 from tests.services import ServiceProcess
 
@@ -131,3 +133,15 @@ def start(nats_server: Nats, tmp_path: Path) -> Iterator[Start]:
     yield start
     for service in started:
         service.stop()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Give a file with a key and the certificate for 127.0.0.1 that it signed itself."""
+    key, signed, both = tmp_path / "key.pem", tmp_path / "signed.pem", tmp_path / "both.pem"
+    openssl = debian.program("openssl", "usr/bin/openssl")
+    made = (openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=here")
+    files = ("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", signed)
+    subprocess.run([*made, *files], check=True, capture_output=True)
+    both.write_text(key.read_text() + signed.read_text())
+    return both

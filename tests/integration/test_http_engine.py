@@ -1,7 +1,6 @@
 """The engine `http`, in its real process, against a stand-in for a LibreSpeed backend."""
 
 import asyncio
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ from services.runner.probes import http, load
 from services.runner.probes.http import HttpOptions, measure
 from shared.errors import ProbeError
 from shared.events import Measurement
-from tests import debian
 from tests.standin.librespeed import LibreSpeed
 from tests.testserver import TestServer
 
@@ -104,18 +102,6 @@ async def test_a_body_in_chunks_and_connections_that_close_are_measured_too() ->
         assert (await run(server, upload=False)).download_bps == pytest.approx(40e6, rel=0.05)
     with LibreSpeed(keeps_open=False) as server:
         assert (await run(server, **BARE)).latency_s < 0.02
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """Give a file with a key and the certificate for 127.0.0.1 that it signed itself."""
-    key, signed, both = tmp_path / "key.pem", tmp_path / "signed.pem", tmp_path / "both.pem"
-    openssl = debian.program("openssl", "usr/bin/openssl")
-    made = (openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=here")
-    files = ("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", signed)
-    subprocess.run([*made, *files], check=True, capture_output=True)
-    both.write_text(key.read_text() + signed.read_text())
-    return both
 
 
 async def test_https_is_verified(certificate: Path) -> None:

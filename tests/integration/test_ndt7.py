@@ -2,28 +2,45 @@
 
 import asyncio
 import socket
+import ssl
 import time
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from services.runner.probes import load, ndt7
 from shared.errors import ProbeError
 from shared.events import Measurement
 from tests import ports
-from tests.standin.ndt7 import Mlab, mlab
+from tests.standin.ndt7 import HOSTILE, Mlab, mlab, no_ndt7
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Upload for half a second: the spec has ten."""
-    monkeypatch.setattr(ndt7, "UPLOAD_S", 0.5)
-    monkeypatch.setattr(ndt7, "LONGEST_S", 3)
+    """Load each direction for a second and a half: the spec has ten."""
+    monkeypatch.setattr(ndt7, "DIRECTION_S", 1.5)
+
+
+def children() -> list[psutil.Process]:
+    """Return the processes that measure now."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if ndt7.CHILD in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
 
 
 async def run(server: Mlab, /, **options: Any) -> Measurement:
-    """Run the engine."""
-    return await load("ndt7").run({**server.options, **options}, lambda *_, **__: None)
+    """Run the engine, and see that no process is left."""
+    try:
+        return await load("ndt7").run({**server.options, **options}, lambda *_, **__: None)
+    finally:
+        assert children() == []
 
 
 async def failure(server: Mlab, /, **options: Any) -> ProbeError:
@@ -34,20 +51,28 @@ async def failure(server: Mlab, /, **options: Any) -> ProbeError:
 
 
 async def test_both_directions_are_measured() -> None:
-    """The download as it came here, the upload as it came there; the latency is the server's MinRTT."""
+    """Rates as the kernels count them, warm-up left out; M-Lab's own figures beside them; the latency is the server's MinRTT."""
     async with mlab(rate_bps=80e6) as server:
         result = await run(server)
-    assert result.download_bps == pytest.approx(80e6, rel=0.15)
-    assert result.upload_bps == pytest.approx(80e6, rel=0.15)
-    assert result.download_bytes == pytest.approx(5e6, rel=0.25)
-    assert result.upload_bytes is not None
-    assert server.received / 2 < result.upload_bytes <= server.received
+    details = result.details
+    for phase in ("download", "upload"):
+        rate = getattr(result, f"{phase}_bps")
+        assert rate == pytest.approx(80e6, rel=0.15)
+        assert details[phase]["mlab_bps"] == pytest.approx(80e6, rel=0.15)
+        assert details[phase]["mlab_bps"] != rate
+        assert details[phase]["streams"] == 1
+        assert 12e6 < getattr(result, f"{phase}_bytes") < 25e6
+        assert getattr(result, f"{phase}_spread") >= 0
+    # what arrived at the far end, of which its program may not have read the last
+    assert result.upload_bytes >= server.received
     assert result.latency_s == 0.012345
-    assert result.details == {"machine": "mlab1", "retransmission": 0.25}
+    assert (details["machine"], details["retransmission"]) == ("mlab1", 0.25)
     assert result.packet_loss is None
+    # the stand-in's receive window, which is small, holds the upload back
+    assert (result.limited_by, result.confidence) == ("host", "underestimates")
     assert (result.server.id, result.server.name, result.server.country_code) == ("mlab1", "Berlin", "DE")
+    assert (result.engine_version, server.agents) == ("refresher 0.1.0", {"refresher/0.1.0"})
     assert server.paths == ["/v2/nearest/ndt/ndt7", "/ndt/v7/download", "/ndt/v7/upload"]
-    assert [agent.split()[0] for agent in server.agents] == ["refresher"]
     assert min(server.sizes) == 2**13
     assert max(server.sizes) > 2**13
 
@@ -88,7 +113,7 @@ async def test_the_next_machine_is_tried() -> None:
         ({"status": 404}, "bad_answer"),
         ({"breaks": True}, "truncated"),
         ({"breaks": True, "download": False}, "truncated"),
-        ({"seconds": 0, "silent": True}, "bad_answer"),
+        ({"seconds": 0.2}, "truncated"),
         ({"silent": True, "download": False}, "unconfirmed"),
     ],
 )
@@ -100,11 +125,102 @@ async def test_failures_are_told_apart(settings: dict[str, Any], kind: str) -> N
     assert error.kind == kind, error.message
 
 
-async def test_a_download_that_never_ends_is_ended() -> None:
-    """After 15 s, by the spec; what came until then is the measurement."""
-    async with mlab(seconds=60) as server:
+@pytest.mark.parametrize(("seconds", "ended_by"), [(60, "time"), (1.1, "end")])
+async def test_a_download_lasts_as_long_as_the_specification_has_it(seconds: float, ended_by: str) -> None:
+    """One that never ends is ended, one that the server ends early is measured as far as it went."""
+    async with mlab(seconds=seconds) as server:
         result = await run(server, upload=False)
     assert result.download_bps == pytest.approx(80e6, rel=0.15)
+    assert (result.limited_by, result.confidence) == (None, "indicative")
+    assert result.details["download"]["ended_by"] == ended_by
+    assert result.details["download"]["mlab_bps"] == pytest.approx(80e6, rel=0.15)
+
+
+HOSTILE_KINDS = {
+    "long-text": ("bad_answer", "no websocket's frame"),
+    "fitting-text": ("bad_answer", "text of more than 64 kB"),
+    "fragments": ("bad_answer", "text of more than 64 kB"),
+    "deep-json": ("bad_answer", "that is no test"),
+    "pings": ("bad_answer", "that is no test"),
+    "pongs": ("bad_answer", "that is no test"),
+    "tiny-frames": ("bad_answer", "that is no test"),
+    "words": ("bad_answer", "are the download's data"),
+    "huge-frame": ("bad_answer", "no websocket's frame"),
+    "no-frames": ("bad_answer", "no websocket's frame"),
+    "masked": ("bad_answer", "no websocket's frame"),
+    "drip": ("bad_answer", "that is no measurement"),
+    "still": ("timeout", "not one byte arrived"),
+}
+
+
+@pytest.mark.parametrize(
+    ("direction", "hostile"),
+    [*(("download", hostile) for hostile in HOSTILE), *(("upload", hostile) for hostile in ("long-text", "masked", "still"))],
+)
+async def test_a_hostile_server_costs_no_more_than_its_time(direction: str, hostile: str) -> None:
+    """Texts, frames and control frames that are too long, too many, wrong or missing: a failure that names it, and a small child."""
+    kind, text = HOSTILE_KINDS[hostile]
+    if (direction, hostile) == ("upload", "still"):
+        kind, text = "unconfirmed", "tells of not one byte"
+    other = "upload" if direction == "download" else "download"
+    began, most = time.monotonic(), 0
+    async with mlab(hostile=hostile) as server:
+        failing = asyncio.create_task(failure(server, **{other: False, "timeout_s": 1}))
+        while not failing.done():
+            most = max([most, *(child.memory_info().rss for child in children())])
+            await asyncio.wait({failing}, timeout=0.05)
+        error = failing.result()
+    assert (error.kind, text in error.message) == (kind, True), error.message
+    assert "secret" not in error.message
+    assert time.monotonic() - began < 20
+    assert 10e6 < most < 150e6
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("html", "bad_answer"),
+        ("redirect", "redirected"),
+        ("garbage", "bad_answer"),
+        ("endless-head", "bad_answer"),
+        ("endless-page", "bad_answer"),
+        ("no-answer", "timeout"),
+        ("dripping-head", "timeout"),
+        ("wrong-key", "bad_answer"),
+    ],
+)
+async def test_a_server_that_speaks_no_ndt7_is_named(name: str, kind: str) -> None:
+    """Pages, redirects, heads without end or sense, silence: each ends soon; no secret of an address is told."""
+    async with no_ndt7(name) as address:
+        error = await failure(Mlab(), server=address, timeout_s=1)
+        assert error.kind == kind, error.message
+        assert "secret" not in error.message
+        located = await failure(Mlab(), locate=address.replace("ws:", "http:"), timeout_s=1)
+    assert located.kind in {"bad_answer", "redirected", "timeout", "truncated"}, located.message
+
+
+async def test_the_certificate_is_checked(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that nobody vouches for is refused; one that is trusted is measured."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    async with mlab(certificate=context) as server:
+        own = f"wss://127.0.0.1:{server.port}"
+        error = await failure(server, server=own)
+        assert (error.kind, "is not trusted" in error.message) == ("bad_answer", True), error.message
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        result = await run(server, server=own)
+    assert result.download_bps == pytest.approx(80e6, rel=0.15)
+    assert result.upload_bps == pytest.approx(80e6, rel=0.15)
+    assert server.received > 0
+
+
+async def test_the_address_to_measure_from_is_used() -> None:
+    """For the locate service and for both directions; one that is not this machine's is named."""
+    async with mlab() as server:
+        await run(server, source_address="127.0.0.9")
+        assert set(server.clients) == {"127.0.0.9"}
+        error = await failure(server, source_address="192.0.2.1")
+    assert (error.kind, "192.0.2.1 cannot be used" in error.message) == ("misconfigured", True)
 
 
 async def test_nobody_there() -> None:
@@ -120,21 +236,17 @@ async def test_nobody_there() -> None:
     assert (await failure(server, server=f"ws://127.0.0.1:{ports.take()}")).kind == "unreachable"
 
 
-@pytest.mark.parametrize("direction", ["download", "upload"])
-async def test_cancelled_it_leaves_nothing_behind(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a task nor a connection."""
-    monkeypatch.setattr(ndt7, "UPLOAD_S", 60)
-    other = "upload" if direction == "download" else "download"
+async def test_cancelled_it_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that measures is gone with the run."""
+    monkeypatch.setattr(ndt7, "DIRECTION_S", 60)
     async with mlab(seconds=60) as server:
-        before = asyncio.all_tasks()
-        running = asyncio.create_task(run(server, **{other: False}))
+        running = asyncio.create_task(run(server))
         end = time.monotonic() + 5
-        while f"/ndt/v7/{direction}" not in server.paths:
+        while "/ndt/v7/download" not in server.paths:
             assert time.monotonic() < end, "it never came to that"
             await asyncio.sleep(0.01)
-        await asyncio.wait({running}, timeout=0.2)
+        (child,) = children()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        ours = {task for task in asyncio.all_tasks() - before if "services" in repr(task.get_coro())}
-        assert ours <= {running}
+        assert not child.is_running()
