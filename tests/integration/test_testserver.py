@@ -230,6 +230,25 @@ def test_pieces_may_come_as_they_like(start: Start) -> None:
     server.wait_for_metric('refresher_testserver_bytes_total{direction="upload"}', 11)
 
 
+def test_long_bodies_end_where_they_end(start: Start) -> None:
+    """Requests sent at once behind one another: no byte of a long body is lost, doubled or taken for the next request's."""
+    server = start()
+    body = os.urandom(3 * MIB + 1)
+    with server.connect(receive_buffer=65_536) as client:
+        client.sendall(head("GET", "/garbage?ckSize=9") * 2 + head("GET", "/getIP"))
+        for _ in range(2):
+            status, _, garbage = answer(client)
+            assert (status, len(garbage)) == (200, 9 * MIB)
+            assert len(zlib.compress(garbage, 1)) > 9 * MIB
+        assert json.loads(answer(client)[2])["processedString"] == "127.0.0.1 - localhost IPv4 access"
+        for length in (len(body), MIB):
+            client.sendall(head("POST", "/empty", f"Content-Length: {length}") + body[:length] + head("GET", "/getIP"))
+            assert answer(client)[0] == 200
+            assert json.loads(answer(client)[2])["rawIspInfo"] == ""
+    server.wait_for_metric('refresher_testserver_bytes_total{direction="download"}', 18 * MIB)
+    server.wait_for_metric('refresher_testserver_bytes_total{direction="upload"}', len(body) + MIB)
+
+
 def test_a_client_that_waits_is_told_to_go_on_or_is_refused_before_it_sends(start: Start) -> None:
     """`Expect: 100-continue`: nobody sends in vain."""
     server = start(bytes="1000")
@@ -300,7 +319,7 @@ def test_a_transfer_takes_so_many_seconds(start: Start) -> None:
             time.sleep(0.001)
     assert 0.4 < time.monotonic() - began < 10
     assert got < 1024 * MIB
-    for body in ("Content-Length: 100000", "Transfer-Encoding: chunked"):
+    for body in ("Content-Length: 100000", "Content-Length: 100000000", "Transfer-Encoding: chunked"):
         with server.connect() as dripping:
             dripping.sendall(head("POST", "/empty", body))
             with contextlib.suppress(ConnectionError):

@@ -1,12 +1,13 @@
 """The test server's own reckoning: sizes, addresses, tokens."""
 
+import socket
 import zlib
 
 import pytest
 
 from services.testserver import tokens
 from services.testserver.addresses import kind, owner, plain
-from services.testserver.garbage import BLOCK_BYTES, MIB, PIECE_BYTES, Garbage, length
+from services.testserver.garbage import BLOCK_BYTES, FILE, MIB, PIECE_BYTES, Garbage, length
 from services.testserver.tokens import Tokens
 
 
@@ -30,6 +31,22 @@ def test_garbage_does_not_compress() -> None:
     assert {len(piece) for piece in pieces} == {PIECE_BYTES}
     assert len(zlib.compress(b"".join(pieces[:8]))) > 8 * PIECE_BYTES
     assert len(stream.piece(7)) == 7
+
+
+def test_what_is_sent_from_the_file_is_the_same_row() -> None:
+    """The kernel sends the bytes that are written elsewhere, in order, to the end of the block and on from its beginning."""
+    if FILE is None:
+        pytest.skip("only Linux sends from a file in memory")
+    stream, other, ours = Garbage(), Garbage(), bytearray()
+    block = b"".join(other.piece(PIECE_BYTES) for _ in range(BLOCK_BYTES // PIECE_BYTES))
+    ends = socket.socketpair()
+    with ends[0] as sender, ends[1] as receiver:
+        while len(ours) < BLOCK_BYTES + PIECE_BYTES:
+            sent = stream.send(sender.fileno(), FILE, 50_000)
+            assert 0 < sent <= 50_000
+            ours += receiver.recv(sent, socket.MSG_WAITALL)
+    begins = (block * 2).index(ours[:64])
+    assert bytes(ours) == (block * 3)[begins : begins + len(ours)]
 
 
 def test_two_downloads_do_not_begin_alike() -> None:
