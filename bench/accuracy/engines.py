@@ -53,6 +53,8 @@ def _read(measurement: dict[str, Any], watched: Watched, outcome: Outcome) -> No
         figures = outcome.figures[direction] = Figures(measured_bps=measurement[f"{side}_bps"])
         figures.loaded_latency_s = measurement.get(f"{side}_latency_s")
         details = measurement["details"].get(side)
+        if isinstance(details, dict):
+            figures.streams = details.get("streams")
         if isinstance(details, dict) and {"began_at", "ended_at"} <= {*details}:
             window = [details[name] - time() + monotonic() for name in ("began_at", "ended_at")]
             figures.counted_bps = watched.goodput_bps(direction, *window)

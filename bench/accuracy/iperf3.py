@@ -57,5 +57,6 @@ def measure(bed: Bed) -> Outcome:
             measured_bps=said["end"]["sum_received"]["bits_per_second"],
             counted_bps=watched.goodput_bps(direction, *window),
             queue_s=watched.queue_s(direction, *window),
+            streams=STREAMS,
         )
     return outcome

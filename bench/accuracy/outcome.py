@@ -17,6 +17,8 @@ class Figures:
     """The delay of the queue in front of the line, meanwhile: the median of a few looks a second."""
     loaded_latency_s: float | None = None
     """The round-trip time under load that the engine says it saw."""
+    streams: int | None = None
+    """How many connections carried it."""
 
 
 @dataclass

@@ -90,8 +90,16 @@ def _remarks(outcomes: list[Outcome]) -> str:
     remarks = [f"{len(failures)} failed: {failures[0].splitlines()[-1]}"] if failures else []
     if (loss := _middle(each.loss for each in outcomes)) is not None:
         remarks.append(f"loss {loss * 100:.2f} %")
+    streams = _both(_streams(outcomes, way) for way in DIRECTIONS)
+    if streams != "–":
+        remarks.append(f"streams {streams}")
     limits = sorted({f"limited by {each.limit}" for each in outcomes if each.limit})
     return "; ".join(remarks + limits).replace("|", "/")
+
+
+def _streams(outcomes: list[Outcome], direction: str) -> str | None:
+    streams = _middle(each.figures[direction].streams for each in outcomes if direction in each.figures)
+    return None if streams is None else f"{streams:.0f}"
 
 
 def _middle(values: Iterable[float | None]) -> float | None:
