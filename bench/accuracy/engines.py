@@ -77,8 +77,9 @@ def _serve_http(bed: Bed, port: int = TESTSERVER_PORT, *more: str) -> None:
 
 def _measure_http(bed: Bed, port: int = TESTSERVER_PORT) -> Outcome:
     options = {"server": f"http://{SERVER}:{port}"}
-    # as fast as the processors are, the default is used up before slow start is over
-    return _probe(bed, "http", options if bed.line.down_bps else {**options, "max_bytes": str(FAST_BYTES)})
+    if not bed.line.down_bps:  # where the processors are the limit, the number of streams is part of the rate; and bytes go fast
+        options |= {"streams": str(iperf3.STREAMS), "max_bytes": str(FAST_BYTES)}
+    return _probe(bed, "http", options)
 
 
 ENGINES = {
