@@ -21,6 +21,8 @@ STEADY_WITHIN = 0.1
 WINDOW_BITS = 64 * 1_448 * 8
 NO_QUEUE_S = 0.005
 LOOK_BACK_S = 1.0
+WARM_UP_SHARE = 0.6
+"""Of the time and of the bytes, where more streams go on bringing more: the warm-up may not use up what is to be measured with."""
 SLOW_BPS = 3e6
 """A line so slow is filled by the first streams, whatever it loses; what more of them bring cannot be told from chance."""
 LEAST_BYTES = 16_384
@@ -112,7 +114,7 @@ class Load:
         """Wait for the end of slow start, and add streams for as long as they bring more."""
         limits, reached = self._limits, 0.0
         growth, lost = Growth(self._window(0)), 0
-        while not self._over(0.6 * limits.longest_s):
+        while not (self._over(WARM_UP_SHARE * limits.longest_s) or self._is_used_up()):
             growth.rates.append(self._slice())
             growth.window = self._window(fmean(growth.rates[-growth.window :]))
             now_reached = growth.plateau()
@@ -163,6 +165,11 @@ class Load:
             if 1 + rise > STILL_RISING:  # it was not warm yet
                 self._start_measuring(self._first + len(marks) // 2)
         return True
+
+    def _is_used_up(self) -> bool:
+        """Tell whether so many bytes have gone, on a line that had the time to get up to speed, that the rest is for measuring."""
+        at, carried, _ = self._marks[-1]
+        return carried >= WARM_UP_SHARE * self._limits.max_bytes and at - self._began >= LOOK_BACK_S
 
     def _over(self, longest_s: float) -> bool:
         if self._marks[-1][1] >= self._limits.max_bytes:
@@ -235,7 +242,8 @@ class Load:
         if len(marks) <= LEAST_SLICES:
             reason = f"the {self._phase} had not got up to speed when its share of max_bytes, {self._limits.max_bytes} bytes, was used up"
             raise Failed("byte_limit", f"{reason}: allow more")
-        if self._loaded.stopped_by == "bytes" and abs(disagreement(marks)) > STEADY_WITHIN:
+        measured_s = marks[-1][0] - marks[0][0]
+        if self._loaded.stopped_by == "bytes" and measured_s < LOOK_BACK_S and abs(disagreement(marks)) > STEADY_WITHIN:
             reason = f"the {self._phase} had not become steady when its share of max_bytes, {self._limits.max_bytes} bytes, was used up"
             raise Failed("byte_limit", f"{reason}: allow more")
         if carried < LEAST_BYTES:
