@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 from typing import Any
@@ -15,6 +17,11 @@ STACK_BYTES = 256 * 1024
 LONGEST_TEXT = 1_000
 LINES = 200
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+STATUS_KINDS = {429: "rate_limited", 401: "blocked", 403: "blocked", 407: "blocked"}
+"""What a server or a proxy says of us, and not of what was asked for."""
+_NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}
+_ELSEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+"""Addresses that nobody has (RFC 5737, RFC 3849): whatever leads to the internet leads to them."""
 
 
 class Failed(Exception):
@@ -23,6 +30,22 @@ class Failed(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+def is_no_way(error: OSError) -> bool:
+    """Tell whether the network itself says that there is no way: to an address, or to where a resolver might be."""
+    if isinstance(error, socket.gaierror):  # EAI_AGAIN alone may be a resolver that is there, and has trouble of its own
+        return error.errno == socket.EAI_AGAIN and not any(_has_way(*each) for each in _ELSEWHERE)
+    return error.errno in _NO_WAY
+
+
+def _has_way(family: int, address: str) -> bool:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as line:
+            line.connect((address, 9))  # of UDP: a look at the routes, nothing is sent
+    except OSError:
+        return False
+    return True
 
 
 def confine(parent: int, seconds: float, address_space_bytes: int) -> None:

@@ -1,6 +1,9 @@
 """The engine `http`, in its real process, against a stand-in for a LibreSpeed backend."""
 
 import asyncio
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,10 +119,16 @@ async def test_https_is_verified(certificate: Path) -> None:
 
 
 FAULTS = {
+    "config": {
+        "403": ("blocked", "HTTP 403"),
+        "429": ("rate_limited", "too many tests"),
+    },
     "latency": {
         "404": ("bad_answer", "no LibreSpeed backend"),
-        "429": ("refused", "too many tests"),
-        "403": ("refused", "HTTP 403"),
+        "429": ("rate_limited", "HTTP 429 (Too Many Requests): too many tests"),
+        "503": ("bad_answer", "no LibreSpeed backend"),
+        "401": ("blocked", "HTTP 401"),
+        "403": ("blocked", "HTTP 403"),
         "html200": ("bad_answer", "no LibreSpeed backend"),
         "close": ("bad_answer", "closed without an answer"),
         "garbage": ("bad_answer", "not HTTP"),
@@ -132,8 +141,10 @@ FAULTS = {
     "download": {
         "204": ("bad_answer", "HTTP 204"),
         "404": ("bad_answer", "HTTP 404"),
-        "429": ("refused", "too many tests"),
+        "429": ("rate_limited", "too many tests"),
         "500": ("bad_answer", "HTTP 500"),
+        "503": ("bad_answer", "HTTP 503"),
+        "busy": ("rate_limited", "HTTP 503 (Service Unavailable): too many tests"),
         "redirect": ("redirected", "/portal"),
         "html200": ("bad_answer", "page (text/html"),
         "truncate": ("truncated", "before the whole body"),
@@ -147,7 +158,7 @@ FAULTS = {
         "bad-chunks": ("bad_answer", "sizes that can be read"),
     },
     "upload": {
-        "403": ("refused", "HTTP 403"),
+        "403": ("blocked", "HTTP 403"),
         "404": ("bad_answer", "HTTP 404"),
         "500": ("bad_answer", "HTTP 500"),
         "unread-500": ("bad_answer", "HTTP 500"),
@@ -208,7 +219,8 @@ async def test_a_budget_of_bytes_is_kept() -> None:
     [
         ({"server": "ftp://127.0.0.1/"}, "misconfigured", "begins with http:// or https://"),
         ({"server": "http://127.0.0.1:1"}, "unreachable", "Connection refused"),
-        ({"server": "http://nowhere.invalid"}, "unreachable", "cannot be resolved"),
+        ({"server": "http://127.0.0.1:1", "ip_version": 6}, "unreachable", "cannot be resolved"),
+        ({"server": "http://224.0.0.1:1"}, "line_down", "Network is unreachable"),  # TCP to a group: no machine has a way there
         ({"source_address": "192.0.2.1"}, "misconfigured", "source_address 192.0.2.1 cannot be used"),
         ({"interface": "none0"}, "misconfigured", "interface none0 cannot be used"),
         ({"server": "https://127.0.0.1:1", "ca_file": "/nowhere"}, "misconfigured", "ca_file /nowhere"),
@@ -220,6 +232,50 @@ async def test_what_cannot_be_used_is_named(options: dict[str, Any], kind: str, 
     with pytest.raises(ProbeError, match=text) as caught:
         await load("http").run({"server": "http://127.0.0.1:1", **options}, nothing)
     assert caught.value.kind == kind
+
+
+WITHOUT_A_LINE = """
+import asyncio
+
+from services.runner.probes import load
+from shared.errors import ProbeError
+
+for engine, options in (
+    ("http", {"server": "http://nowhere.example"}),
+    ("http", {"server": "http://both.example:1"}),
+    ("speedtest", {"https": False}),
+):
+    try:
+        asyncio.run(load(engine).run(options, lambda *_, **__: None))
+    except ProbeError as error:
+        print(error.kind, error.message)
+"""
+
+
+@pytest.fixture
+def isolated(tmp_path: Path) -> list[str | Path]:
+    """Give what to put before a shell's command: a network without a way out, a resolver that nobody runs, and a name of two addresses."""
+    hosts, resolver = tmp_path / "hosts", tmp_path / "resolv.conf"
+    hosts.write_text("127.0.0.1 both.example\n2001:db8::1 both.example\n")
+    resolver.write_text("nameserver 127.0.0.1\n")
+    script = 'mount --bind "$1" /etc/hosts && mount --bind "$2" /etc/resolv.conf && ip link set lo up && shift 2 && eval "$@"'
+    command = ["unshare", "--map-root-user", "--net", "--mount", "sh", "-c", script, "sh", hosts, resolver]
+    try:
+        subprocess.run([*command, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no namespace of its own for a process here: {getattr(error, 'stderr', error)}")
+    return command
+
+
+@pytest.mark.parametrize(("route", "kind"), [("true", "line_down"), ("ip route add default dev lo", "unreachable")])
+def test_a_line_that_is_down_is_told_from_others_trouble(isolated: list[str | Path], route: str, kind: str) -> None:
+    """Without a resolver it is down only where there is no way out either; and not where a server refuses on one of its two addresses."""
+    command = f"{route} && exec {sys.executable} -c {shlex.quote(WITHOUT_A_LINE)}"
+    done = subprocess.run([*isolated, command], check=True, capture_output=True, text=True, timeout=60)
+    nowhere, both, library = done.stdout.splitlines()
+    assert nowhere.startswith(f"{kind} nowhere.example cannot be resolved"), nowhere
+    assert both.startswith("unreachable both.example:1 cannot be reached: Connection refused"), both
+    assert library.startswith(f"{kind} http://www.speedtest.net/speedtest-config.php cannot be used"), library
 
 
 async def test_the_nearest_of_a_list_is_taken() -> None:
@@ -248,7 +304,7 @@ async def test_our_own_server_echoes_datagrams(tmp_path: Path) -> None:
         options = {"server": server.url, "download": False, "upload": False}
         with pytest.raises(ProbeError, match="HTTP 401") as caught:
             await load("http").run(options, nothing)
-        assert caught.value.kind == "refused"
+        assert caught.value.kind == "blocked"
         result = await load("http").run({**options, "token": "let-me-in-if-you-please"}, nothing)
     finally:
         server.stop()

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import ssl
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -16,11 +18,14 @@ from services.runner.probes import load, speedtest
 from services.runner.probes.speedtest import SpeedtestOptions, measure
 from shared.errors import ProbeError
 from shared.events import Measurement
+from tests import debian
 from tests.standin import StandIn
 from tests.standin.pages import World
 
 QUICK = {"timeout_s": 3, "server_ids": [1001]}
 NEITHER = {"download": False, "upload": False}
+NO_WAY = "224.0.0.1"
+"""TCP to a group: the kernel says at once that the network is unreachable, whatever the machine's routes are."""
 
 
 def nothing(*_: object, **__: object) -> None:
@@ -149,9 +154,10 @@ async def test_servers_are_chosen_and_excluded(run: Callable[..., Any]) -> None:
 FAULTS = {
     "config": {
         "204": ("bad_answer", "HTTP 204"),
-        "403": ("refused", "HTTP 403"),
+        "401": ("blocked", "HTTP 401"),
+        "403": ("blocked", "HTTP 403"),
         "404": ("bad_answer", "HTTP 404"),
-        "429": ("refused", "rate limited"),
+        "429": ("rate_limited", "rate limited"),
         "500": ("bad_answer", "HTTP 500"),
         "refused": ("unreachable", "Connection refused"),
         "redirect": ("redirected", "/portal, beginning with '<!DOCTYPE"),
@@ -166,7 +172,7 @@ FAULTS = {
     },
     "servers": {
         "404": ("bad_answer", "HTTP 404"),
-        "429": ("refused", "rate limited"),
+        "429": ("rate_limited", "rate limited"),
         "refused": ("unreachable", "Connection refused"),
         "redirect": ("redirected", "/portal"),
         "html200": ("bad_answer", "beginning with '<!DOCTYPE"),
@@ -175,8 +181,9 @@ FAULTS = {
         "gzip-bomb": ("bad_answer", "unpacks to more than 8 MB"),
     },
     "latency": {
+        "403": ("blocked", "HTTP 403"),
         "404": ("unreachable", "HTTP 404"),
-        "429": ("refused", "rate limited"),
+        "429": ("rate_limited", "rate limited"),
         "refused": ("unreachable", "Connection refused"),
         "redirect": ("unreachable", "redirected to"),
         "html200": ("unreachable", "instead of test=test"),
@@ -188,8 +195,8 @@ FAULTS = {
     "download": {
         "204": ("bad_answer", "another page"),
         "404": ("bad_answer", "HTTP 404"),
-        "403": ("refused", "HTTP 403"),
-        "429": ("refused", "rate limited"),
+        "403": ("blocked", "HTTP 403"),
+        "429": ("rate_limited", "rate limited"),
         "500": ("bad_answer", "HTTP 500"),
         "refused": ("unreachable", "Connection refused"),
         "redirect": ("redirected", "redirected to"),
@@ -201,7 +208,7 @@ FAULTS = {
     },
     "upload": {
         "404": ("bad_answer", "HTTP 404"),
-        "429": ("refused", "rate limited"),
+        "429": ("rate_limited", "rate limited"),
         "500": ("bad_answer", "HTTP 500"),
         "501": ("bad_answer", "HTTP 501"),
         "unread-500": ("bad_answer", "HTTP 500"),
@@ -226,6 +233,56 @@ async def test_a_lie_becomes_a_failure(run: Callable[..., Any], route: str, faul
     assert text in caught.value.message
     assert caught.value.engine_version == "speedtest-cli 2.1.3"
     assert "https failed" in caught.value.log
+
+
+async def test_a_line_that_is_down_is_named(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the network says that there is no way, the failure is `line_down`, and http is not tried where https met it."""
+    world = World()
+    world.servers = [{**world.servers[0], "url": f"http://{NO_WAY}:1/speedtest/upload.php", "host": f"{NO_WAY}:1"}]
+    with StandIn(world=world) as server, pytest.raises(ProbeError, match=r"no test server answered .* Network is unreachable") as caught:
+        await run(server)
+    assert caught.value.kind == "line_down"
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://{NO_WAY}:1")
+    with pytest.raises(ProbeError, match="Network is unreachable") as caught:
+        await load("speedtest").run(QUICK, nothing)
+    assert (caught.value.kind, "trying http" in caught.value.log) == ("line_down", False)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """Give the files of a key and of the certificate for www.speedtest.net that it signed itself."""
+    key, signed = tmp_path / "key.pem", tmp_path / "signed.pem"
+    made = (debian.program("openssl", "usr/bin/openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    names = ("-days", "2", "-subj", "/CN=here", "-addext", "subjectAltName=DNS:www.speedtest.net", "-keyout", key, "-out", signed)
+    subprocess.run([*made, *names], check=True, capture_output=True)
+    return key, signed
+
+
+@pytest.mark.parametrize(("status", "kind"), [(403, "blocked"), (429, "rate_limited")])
+async def test_who_is_turned_away_over_https_does_not_try_http(
+    monkeypatch: pytest.MonkeyPatch, certificate: tuple[Path, Path], status: int, kind: str
+) -> None:
+    """It is this client that speedtest.net does not serve, over whichever scheme."""
+    key, signed = certificate
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(signed, key)
+
+    async def turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+        await writer.start_tls(context)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
+        writer.close()
+
+    async with await asyncio.start_server(turn_away, "127.0.0.1", 0) as server:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        monkeypatch.setenv("http_proxy", f"http://{NO_WAY}:1")
+        monkeypatch.setenv("SSL_CERT_FILE", str(signed))
+        with pytest.raises(ProbeError, match=f"HTTP {status}") as caught:
+            await load("speedtest").run(QUICK, nothing)
+    assert (caught.value.kind, "trying http" in caught.value.log) == (kind, False)
 
 
 async def test_a_few_errors_are_noted_and_many_are_not_believed(run: Callable[..., Any]) -> None:

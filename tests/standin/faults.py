@@ -46,6 +46,12 @@ def redirect(exchange: "Exchange") -> None:
     exchange.head(302, length=0, headers={"Location": f"http://{exchange.host}/portal"})
 
 
+def busy(exchange: "Exchange") -> None:
+    """Say that all servers are taken, and when to come back."""
+    exchange.drain()
+    exchange.head(503, length=0, headers={"Retry-After": "1"})
+
+
 def html200(exchange: "Exchange") -> None:
     """Answer with a portal's page, as if all were well."""
     exchange.drain()
@@ -102,6 +108,6 @@ def bad_chunks(exchange: "Exchange") -> None:
     exchange.write(b"4\r\nfour\r\nmany\r\nmore\r\n")
 
 
-_SIMPLE = (drip, endless, gzip_bomb, slow, redirect, html200, truncate, never_read, close, garbage, unread_500)
+_SIMPLE = (drip, endless, gzip_bomb, slow, redirect, busy, html200, truncate, never_read, close, garbage, unread_500)
 _OF_HTTP = (endless_head, early, too_long, bad_chunks)
 FAULTS: dict[str, Callable[["Exchange"], None]] = {each.__name__.replace("_", "-"): each for each in (*_SIMPLE, *_OF_HTTP)}

@@ -50,7 +50,7 @@ async def test_a_measurement_is_a_success(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("error", "kind", "told"),
     [
-        (ProbeError("refused", "rate limited: try later", log="429"), "refused", "rate limited"),
+        (ProbeError("rate_limited", "rate limited: try later", log="429"), "rate_limited", "rate limited"),
         (ProbeError("bad_answer", "it said \x00"), "bad_answer", "it said"),
         (ConfigurationError("no binary"), "misconfigured", "no binary"),
         (ZeroDivisionError("division by zero"), "crashed", "ZeroDivisionError"),

@@ -1,5 +1,6 @@
 """The account of the library's requests: what counts as a problem, and of what kind."""
 
+import errno
 import gzip
 import socket
 from http.client import BadStatusLine, IncompleteRead
@@ -44,8 +45,11 @@ def test_the_most_common_problem_comes_first() -> None:
 @pytest.mark.parametrize(
     ("status", "location", "kind", "text"),
     [
-        (429, None, "refused", "rate limited"),
-        (403, None, "refused", "HTTP 403"),
+        (429, None, "rate_limited", "HTTP 429: rate limited"),
+        (503, None, "bad_answer", "HTTP 503"),
+        (401, None, "blocked", "HTTP 401"),
+        (403, None, "blocked", "HTTP 403"),
+        (407, None, "blocked", "HTTP 407"),
         (404, None, "bad_answer", "HTTP 404"),
         (500, None, "bad_answer", "HTTP 500"),
         (307, "http://portal/login?session=1", "redirected", "http://portal/login "),
@@ -67,8 +71,11 @@ def test_a_status_has_a_kind(status: int, location: str | None, kind: str, text:
         (URLError(TimeoutError("timed out")), "timeout"),
         (TimeoutError(), "timeout"),
         (ConnectionRefusedError(111, "Connection refused"), "unreachable"),
-        (URLError(OSError(113, "No route to host")), "unreachable"),
-        (URLError(socket.gaierror(-2, "Name or service not known")), "unreachable"),
+        (OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"), "unreachable"),
+        (URLError(OSError(errno.EHOSTUNREACH, "No route to host")), "line_down"),
+        (URLError(OSError(errno.ENETUNREACH, "Network is unreachable")), "line_down"),
+        (OSError(errno.ENETDOWN, "Network is down"), "line_down"),
+        (URLError(socket.gaierror(socket.EAI_NONAME, "Name or service not known")), "unreachable"),
         (OSError("Tunnel connection failed: 502 Bad Gateway"), "unreachable"),
         (ConnectionResetError(104, "reset"), "bad_answer"),
         (BrokenPipeError(32, "Broken pipe"), "bad_answer"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from services.runner.confined import Failed
+from services.runner.confined import Failed, is_no_way
 from services.runner.http_child.connection import Connection, Endpoint
 from services.runner.http_child.order import Way
 from services.runner.http_child.tasks import Loop, Steps
@@ -34,16 +34,17 @@ class Place:
 def find(loop: Loop, url: str, way: Way) -> Place:
     """Resolve a URL's host, and take the first of its addresses that can be connected to.
 
-    Raises: Failed: `misconfigured`, `unreachable`.
+    Raises: Failed: `misconfigured`, `unreachable`, `line_down`.
     """
     problem = None
     for place in _places(url, way):
         try:
             loop.finish(_try(place.endpoint))
         except Failed as failed:
-            if failed.kind != "unreachable":
+            if failed.kind not in {"unreachable", "line_down"}:
                 raise
-            problem = failed
+            if not problem or failed.kind == "unreachable":  # no way for one of IPv4 and IPv6 is not a line that is down
+                problem = failed
         else:
             return place
     raise problem or Failed("unreachable", f"{url[:200]} has no address")
@@ -52,7 +53,7 @@ def find(loop: Loop, url: str, way: Way) -> Place:
 def look_up(url: str, way: Way) -> Place:
     """Resolve a URL's host, and take the first of its addresses untried.
 
-    Raises: Failed: `misconfigured`, `unreachable`.
+    Raises: Failed: `misconfigured`, `unreachable`, `line_down`.
     """
     return next(iter(_places(url, way)))
 
@@ -81,7 +82,8 @@ def _resolved(host: str, port: int, way: Way) -> Sequence[tuple[int, tuple[Any, 
     try:
         return [(each[0], each[4]) for each in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)][:6]
     except (OSError, UnicodeError) as error:
-        raise Failed("unreachable", f"{host} cannot be resolved: {error}") from None
+        kind = "line_down" if isinstance(error, OSError) and is_no_way(error) else "unreachable"
+        raise Failed(kind, f"{host} cannot be resolved: {error}") from None
 
 
 def _try(endpoint: Endpoint) -> Steps[None]:

@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from services.runner.confined import Failed
+from services.runner.confined import Failed, is_no_way
 from services.runner.http_child.tasks import READ, WRITE, Steps, Wait
 from services.runner.http_child.tcp_info import TcpInfo, tcp_info, unsent_bytes
 
@@ -20,7 +20,7 @@ PIECE = 2**20
 _SO_MAX_PACING_RATE = 47
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _UNDER_WAY = {0, errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK}
-_UNREACHABLE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}
+_UNREACHABLE = {errno.ECONNREFUSED, errno.EHOSTDOWN}
 
 
 @dataclass
@@ -228,6 +228,8 @@ class Connection:
 
     def _broken(self, error: OSError, doing: str) -> Failed:
         text = str(error.strerror or error)
+        if is_no_way(error):
+            return Failed("line_down", f"{self.endpoint} cannot be reached: {text}")
         if error.errno in _UNREACHABLE or doing == "connecting":
             return Failed("unreachable", f"{self.endpoint} cannot be reached: {text}")
         if isinstance(error, ssl.SSLError):

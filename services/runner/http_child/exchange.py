@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 import h11
 
-from services.runner.confined import Failed
+from services.runner.confined import STATUS_KINDS, Failed
 from services.runner.http_child.connection import PIECE, Connection
 from services.runner.http_child.framing import Chunks, Keep, Plain
 from services.runner.http_child.tasks import READ, Steps
@@ -95,7 +95,7 @@ class Exchange:
     def answer(self, request: Request, begun: bytes = b"", patience_s: float | None = None) -> Steps[Answer]:
         """Read the head of an answer that says 200; `begun` is what was already read of it.
 
-        Raises: Failed: `refused`, `redirected`, `bad_answer`, `timeout`, `truncated`.
+        Raises: Failed: `rate_limited`, `blocked`, `redirected`, `bad_answer`, `timeout`, `truncated`.
         """
         answer = yield from self.head(request, begun, patience_s)
         check(answer, request)
@@ -197,6 +197,8 @@ def check(answer: Answer, request: Request) -> None:
     if 300 <= status < 400:
         where = answer.headers.get("location", "nowhere")[:200]
         raise Failed("redirected", f"{request} redirects to {where}: give that address, if it is the right one")
-    if status == 429:
-        raise Failed("refused", f"{request} answered HTTP 429: too many tests; test less often, or against another server")
-    raise Failed("refused" if status in {401, 403} else "bad_answer", f"{request} answered HTTP {status} ({name})")
+    # without a word on when to come back, 503 is as well what a proxy says of a server that is down
+    is_busy = status == 503 and "retry-after" in answer.headers
+    kind = "rate_limited" if is_busy else STATUS_KINDS.get(status, "bad_answer")
+    advice = ": too many tests; test less often, or against another server" if kind == "rate_limited" else ""
+    raise Failed(kind, f"{request} answered HTTP {status} ({name}){advice}")

@@ -97,8 +97,8 @@ def order(options: HttpOptions) -> dict[str, Any]:
 async def measure(options: HttpOptions, report: Report) -> Measurement:
     """Measure latency, download, upload, latency under load and loss against one server.
 
-    Raises: ProbeError of the kinds `unreachable`, `timeout`, `refused`, `redirected`, `bad_answer`, `truncated`,
-    `unconfirmed` (uploads), `no_server`, `byte_limit`, `misconfigured`, `crashed`.
+    Raises: ProbeError of the kinds `unreachable`, `line_down`, `timeout`, `rate_limited`, `blocked`, `redirected`, `bad_answer`,
+    `truncated`, `unconfirmed` (uploads), `no_server`, `byte_limit`, `misconfigured`, `crashed`.
     """
     child = Child(CHILD, "http", Answer, report)
     engine_version = f"refresher {version('refresher')}"

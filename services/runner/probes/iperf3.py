@@ -23,12 +23,13 @@ Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:_%-]{
 
 KINDS = {
     "busy running a test": "busy",
-    "authorization failed": "refused",
-    "larger than server limit": "refused",
-    "server has terminated": "refused",
+    "authorization failed": "blocked",
+    "larger than server limit": "blocked",
+    "server has terminated": "truncated",
     "control socket has closed": "truncated",
     "Cannot assign requested address": "misconfigured",
     "Network is unreachable": "line_down",
+    "No route to host": "line_down",
     "timed out": "timeout",
     "unable to connect": "unreachable",
     "unable to send": "unreachable",
@@ -101,7 +102,7 @@ class Document(BaseModel):
 async def measure(options: Iperf3Options, report: Report) -> Measurement:
     """Measure each direction that is wanted, the download first.
 
-    Raises: ProbeError of the kinds `unreachable`, `line_down`, `busy`, `refused`, `truncated`, `timeout`, `bad_answer`,
+    Raises: ProbeError of the kinds `unreachable`, `line_down`, `busy`, `blocked`, `truncated`, `timeout`, `bad_answer`,
     `misconfigured`.
     """
     ends: dict[str, _End] = {}

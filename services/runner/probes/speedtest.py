@@ -61,8 +61,8 @@ class SpeedtestOptions(Options):
 async def measure(options: SpeedtestOptions, report: Report) -> Measurement:
     """Run one speed test against speedtest.net.
 
-    Raises: ProbeError of the kinds `unreachable`, `timeout`, `refused`, `bad_answer`, `redirected`, `truncated`,
-    `unconfirmed` (uploads), `no_server`, `byte_limit`, `misconfigured`, `crashed`.
+    Raises: ProbeError of the kinds `unreachable`, `line_down`, `timeout`, `rate_limited`, `blocked`, `bad_answer`, `redirected`,
+    `truncated`, `unconfirmed` (uploads), `no_server`, `byte_limit`, `misconfigured`, `crashed`.
     """
     child = Child(CHILD, "speedtest", Answer, report)
     engine_version = f"speedtest-cli {version('speedtest-cli')}"

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.error import URLError
 
+from services.runner.confined import STATUS_KINDS, is_no_way
+
 TOLERATED_SHARE = 0.1
 """So much of a direction's requests may go wrong before its rate is not believed."""
-UNREACHABLE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTDOWN, errno.ENETDOWN}
+UNREACHABLE = {errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EHOSTDOWN}
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,9 @@ def answered(status: int, location: str | None = None) -> Problem:
     """Return the problem that an HTTP status is; `location` is where the request was sent on to, if it was."""
     if location or 300 <= status < 400:
         return Problem("redirected", f"redirected to {page(location or 'nowhere')} (HTTP {status})")
-    if status == 429:
-        return Problem("refused", "HTTP 429: rate limited, too many tests from this address")
-    if status in {401, 403, 407}:
-        return Problem("refused", f"HTTP {status}: the server refuses this client")
-    return Problem("bad_answer", f"HTTP {status}")
+    kind = STATUS_KINDS.get(status, "bad_answer")
+    why = {"rate_limited": ": rate limited, too many tests from this address", "blocked": ": the server does not serve this client"}
+    return Problem(kind, f"HTTP {status}{why.get(kind, '')}")
 
 
 def page(url: str) -> str:
@@ -96,6 +96,8 @@ def unanswered(error: BaseException, timeout_s: float) -> Problem:
     text = str(cause) or type(cause).__name__
     if isinstance(cause, TimeoutError):
         return Problem("timeout", f"nothing came or went for {timeout_s:g} s")
+    if isinstance(cause, OSError) and is_no_way(cause):
+        return Problem("line_down", text)
     if isinstance(cause, socket.gaierror) or (isinstance(cause, OSError) and cause.errno in UNREACHABLE) or "Tunnel connection" in text:
         return Problem("unreachable", text)
     if isinstance(cause, ConnectionError):

@@ -17,6 +17,8 @@ MOST_UPLOAD_BYTES = 600_000_000
 """What the library holds in memory at once before it uploads; the real service makes it 150 MB."""
 SMALL = {"size": 32_768, "count": 200, "threads": 2}
 """Uploads that even a very slow line completes."""
+FINAL = {"rate_limited", "blocked", "line_down"}
+"""Why nothing else would do better: another scheme, another test server."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Run:
             try:
                 return self._open(secure=True), "https"
             except Failed as failure:
-                if failure.kind in {"no_server", "refused"}:
+                if failure.kind in {"no_server", *FINAL}:
                     raise
                 self._channel.log(f"https failed, trying http: {failure}")
         return self._open(secure=False), "http"
@@ -125,7 +127,7 @@ class Run:
         milliseconds = test.results.ping
         if not 0 < milliseconds < NO_LATENCY_MS:
             problem = (problems_of(self._audit.transfers) or [Problem("unreachable", f"latency {milliseconds} ms")])[0]
-            kind = problem.kind if problem.kind == "refused" else "unreachable"
+            kind = problem.kind if problem.kind in FINAL else "unreachable"
             hosts = sorted({transfer.url.partition("/")[0] for transfer in self._audit.transfers})
             raise Failed(kind, f"no test server answered all its latency requests (tried {', '.join(hosts)}): {problem.text}")
         self._channel.log(f"server {test.results.server.get('url')}, {milliseconds} ms")

@@ -74,7 +74,7 @@ def client(place: Place, request: Request) -> Steps[dict[str, Any]]:
     try:
         told = parsed((yield from fetch(place, request)))
     except Failed as failed:
-        if failed.kind in {"refused", "timeout", "unreachable"}:
+        if failed.kind in {"rate_limited", "blocked", "timeout", "unreachable", "line_down"}:
             raise
         return {}
     if not isinstance(told, dict):
