@@ -96,7 +96,8 @@ def dashboard() -> Dashboard:
     built = built.with_panel(_by_hour()).with_panel(_heat_map())
     built = built.with_row(row("Runs"))
     built = built.with_panel(_statuses()).with_panel(_data_used()).with_panel(_servers())
-    return built.with_panel(_last_runs())
+    built = built.with_panel(_last_runs())
+    return built.with_row(row("Outages")).with_panel(_outages())
 
 
 def _site() -> QueryVariable:
@@ -487,6 +488,55 @@ def _last_runs() -> table.Panel:
     )
     for column, unit in units.items():
         panel = panel.override_by_name(column, [DynamicConfigValue(id_val="unit", value=unit), _wide(110)])
+    return panel
+
+
+def _outages() -> table.Panel:
+    # the rule is that of GET /api/v1/outages, in services/api/queries.py
+    query = """
+    WITH looked AS (
+      SELECT site, line, status, failure_kind, failure_message, coalesce(started_at, due_at) AS at,
+        count(*) FILTER (WHERE status = 'succeeded') OVER (PARTITION BY site, line ORDER BY coalesce(started_at, due_at), run_id) AS number
+      FROM results
+      WHERE $__timeFilter(due_at)
+        AND site = ANY(ARRAY[${site:sqlstring}]::text[])
+        AND engine = 'connectivity'
+        AND (status = 'succeeded' OR failure_kind IN ('line_down', 'dns_down', 'redirected'))
+    ), outage AS (
+      -- one success and all failures until the next, which is the first of the following number
+      SELECT site, line, count(*) FILTER (WHERE status = 'failed') AS checks,
+        min(at) FILTER (WHERE status = 'failed') AS started_at, max(at) FILTER (WHERE status = 'failed') AS last_down_at,
+        lead(min(at)) OVER (PARTITION BY site, line ORDER BY number) AS ended_at,
+        (array_agg(failure_kind || ': ' || failure_message ORDER BY at DESC) FILTER (WHERE status = 'failed'))[1] AS reason
+      FROM looked
+      GROUP BY site, line, number
+    )
+    SELECT started_at AS start, ended_at AS "end",
+      extract(epoch FROM coalesce(ended_at, last_down_at) - started_at)::double precision AS duration, site, line, checks, reason
+    FROM outage
+    WHERE checks > 0
+    ORDER BY started_at DESC, site, line
+    LIMIT 100
+    """
+    description = (
+        "When the engine connectivity found a line down, DNS down or a login page, on the sites chosen above: the newest hundred of "
+        f"the time range. From the first check that failed to the first that succeeded again; {ABSENT} as the end: none did, and the "
+        "duration is that up to the last that failed."
+    )
+    panel = (
+        titled(table.Panel(), "Outages", description, "string")
+        .datasource(POSTGRES)
+        .span(24)
+        .height(9)
+        .filterable(True)
+        .color_scheme(fixed("text"))
+        .override_by_name("duration", [DynamicConfigValue(id_val="unit", value="s"), _wide(110)])
+        .override_by_name("checks", [DynamicConfigValue(id_val="unit", value="short"), _wide(90)])
+        .override_by_name("reason", [DynamicConfigValue(id_val="custom.minWidth", value=300)])
+        .with_target(sql(query))
+    )
+    for column in ("start", "end"):
+        panel = panel.override_by_name(column, [DynamicConfigValue(id_val="unit", value="dateTimeAsIso"), _wide(170)])
     return panel
 
 

@@ -24,9 +24,11 @@ from grafana.build import documents
 from grafana.parts import POSTGRES, PROMETHEUS, Sql
 from shared.connect import Connection
 from tests import dashboards
+from tests.integration.api_server import in_process
 from tests.integration.conftest import Bus, Start, interval, until
 from tests.integration.rows import insert, row
 from tests.prometheus import exporters, prometheus
+from tests.servers import Nats
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 SINCE = NOW - timedelta(days=14)
@@ -45,7 +47,7 @@ EMPTY: dashboards.Values = {
 CHOSEN: dashboards.Values = {
     **EMPTY,
     "site": ["home", "office"],
-    "engine": ["speedtest", "o'clock"],
+    "engine": ["speedtest", "o'clock", "connectivity"],
     "schedule": ["hourly", "(by hand)"],
     "plan_download": "100",
     "plan_upload": " 37.5 ",
@@ -217,6 +219,23 @@ def some_results() -> list[dict[str, Any]]:
             if hour % 50 == 0:
                 columns |= {"schedule": None, "trigger": "manual"}
             found.append(row(due_at, **columns))
+    return found + some_checks()
+
+
+def some_checks() -> list[dict[str, Any]]:
+    """Return a day of checks of three lines, each ending in any way: up, down, without DNS, at a login page, misconfigured, not run."""
+    chance = random.Random(8)
+    ends = ("line_down", "dns_down", "redirected", "misconfigured", "line_busy")
+    found = []
+    for site, line in (("home", None), ("home", "lte"), ("office", None)):
+        for minute in range(0, 24 * 60, 10):
+            due_at = NOW - timedelta(days=1) + timedelta(minutes=minute)
+            columns: dict[str, Any] = {"site": site, "line": line, "engine": "connectivity", "started_at": due_at + timedelta(seconds=1)}
+            if chance.random() < 0.5 or minute == 24 * 60 - 10:
+                kind = chance.choice(ends) if minute < 24 * 60 - 10 else ends[0]
+                status = "skipped" if kind == "line_busy" else "failed"
+                columns |= {"status": status, "failure_kind": kind, "failure_message": f"minute {minute}"}
+            found.append(row(due_at, **columns))
     return found
 
 
@@ -291,6 +310,31 @@ async def test_a_run_that_failed_or_was_missed_breaks_the_line(database: Connect
     assert {each.get("line"): each["value"] for each in await reader.fetch(_sql(_of("Download"), CHOSEN))} == {"home speedtest": 94e6}
     await insert(database, row(NOW, status="failed"))
     assert [each["value"] for each in await reader.fetch(_sql(_of("Download"), CHOSEN))] == [None], "the newest run has no number"
+
+
+async def test_outages_are_those_of_the_api(database: Connection, reader: Connection, nats_server: Nats, database_url: str) -> None:
+    """The panel lists what `GET /api/v1/outages` lists of the chosen sites, the newest first, with an end where there is one."""
+    await insert(database, *some_checks())
+    period = {"from": SINCE.isoformat(), "to": NOW.isoformat(), "limit": "100"}
+    async with in_process(nats_server.url, database_url) as api:
+        listed = (await api.get("/api/v1/outages", params=period)).json()["items"]
+    assert {each["open"] for each in listed} == {True, False}
+    assert {each["failure"]["kind"] for each in listed} == {"line_down", "dns_down", "redirected"}
+    expected = [
+        (
+            datetime.fromisoformat(each["started_at"]),
+            each["ended_at"] and datetime.fromisoformat(each["ended_at"]),
+            each["duration_s"],
+            each["site"],
+            each["line"],
+            each["checks"],
+            f"{each['failure']['kind']}: {each['failure']['message']}",
+        )
+        for each in listed
+    ]
+    assert [tuple(each) for each in await reader.fetch(_sql(_of("Outages"), CHOSEN))] == expected
+    only = await reader.fetch(_sql(_of("Outages"), {**CHOSEN, "site": ["office"]}))
+    assert {each["site"] for each in only} == {"office"}
 
 
 async def test_hours_and_months_are_those_of_the_viewer(database: Connection, reader: Connection) -> None:
