@@ -19,7 +19,7 @@ LINES = 200
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 STATUS_KINDS = {429: "rate_limited", 401: "blocked", 403: "blocked", 407: "blocked"}
 """What a server or a proxy says of us, and not of what was asked for."""
-_NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}
+_NO_WAY = {errno.ENETUNREACH, errno.ENETDOWN}
 _ELSEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 """Addresses that nobody has (RFC 5737, RFC 3849): whatever leads to the internet leads to them."""
 

@@ -163,7 +163,7 @@ async def test_without_the_program_it_says_how_to_get_it(tmp_path: Path, monkeyp
         ("""echo '{"error": "test authorization failed"}'""", "blocked", "authorization"),
         ("""echo '{"error": "total required bandwidth is larger than server limit"}'""", "blocked", "server limit"),
         ("""echo '{"error": "the server has terminated"}'""", "truncated", "terminated"),
-        ("""echo '{"error": "unable to connect to server: No route to host"}'""", "line_down", "route"),
+        ("""echo '{"error": "unable to connect to server: No route to host"}'""", "unreachable", "route"),
         ("""echo '{"error": "unable to connect to server: Network is unreachable"}'""", "line_down", "Network"),
         ("""echo '{"error": "something new"}'""", "bad_answer", "something new"),
         ("yes", "bad_answer", "more than"),

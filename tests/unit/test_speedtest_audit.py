@@ -72,7 +72,7 @@ def test_a_status_has_a_kind(status: int, location: str | None, kind: str, text:
         (TimeoutError(), "timeout"),
         (ConnectionRefusedError(111, "Connection refused"), "unreachable"),
         (OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"), "unreachable"),
-        (URLError(OSError(errno.EHOSTUNREACH, "No route to host")), "line_down"),
+        (URLError(OSError(errno.EHOSTUNREACH, "No route to host")), "unreachable"),
         (URLError(OSError(errno.ENETUNREACH, "Network is unreachable")), "line_down"),
         (OSError(errno.ENETDOWN, "Network is down"), "line_down"),
         (URLError(socket.gaierror(socket.EAI_NONAME, "Name or service not known")), "unreachable"),

@@ -20,7 +20,7 @@ PIECE = 2**20
 _SO_MAX_PACING_RATE = 47
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _UNDER_WAY = {0, errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK}
-_UNREACHABLE = {errno.ECONNREFUSED, errno.EHOSTDOWN}
+_UNREACHABLE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EHOSTDOWN}
 
 
 @dataclass

@@ -29,7 +29,6 @@ KINDS = {
     "control socket has closed": "truncated",
     "Cannot assign requested address": "misconfigured",
     "Network is unreachable": "line_down",
-    "No route to host": "line_down",
     "timed out": "timeout",
     "unable to connect": "unreachable",
     "unable to send": "unreachable",

@@ -12,7 +12,7 @@ from services.runner.confined import STATUS_KINDS, is_no_way
 
 TOLERATED_SHARE = 0.1
 """So much of a direction's requests may go wrong before its rate is not believed."""
-UNREACHABLE = {errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EHOSTDOWN}
+UNREACHABLE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTDOWN}
 
 
 @dataclass(frozen=True)
