@@ -32,8 +32,10 @@ _LONGEST_WAIT_S = 1.0
 _IN_PROCESS = 10158
 """What a cluster says to a second message of an id while it is still storing the first: two replicas published it at once."""
 
-TOGETHER = 100
-"""So many messages are written to the server's disk at once; more gains little (its limit is 1,000)."""
+TOGETHER = 1_000
+"""So many messages are written to the server's disk at once, which takes as long as for one of them: the server allows no more."""
+_TOGETHER_AGAIN = 100
+"""Of a batch that is refused so many are tried together: where one message is there already, this many at most go by themselves."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,16 @@ async def publish_together(client: Client, js: JetStreamContext, stream: str, me
     """Publish messages, at most `TOGETHER` of them, for as long as it takes; return which of them are new.
 
     They go in one atomic batch (NATS ADR-50), which the server writes to disk once instead of once for each. It refuses the
-    whole batch when one of them is there already, as when another replica was faster: then each is published by itself.
+    whole batch when one of them is there already, as when another replica was faster: then they go in smaller batches, and
+    each of one that is refused as well by itself.
     Raises: as `publish_until_stored`.
     """
     if len(messages) > 1 and await _publish_batch(client, stream, messages):
         return [True] * len(messages)
+    if len(messages) > _TOGETHER_AGAIN:
+        parts = (messages[start : start + _TOGETHER_AGAIN] for start in range(0, len(messages), _TOGETHER_AGAIN))
+        found = await asyncio.gather(*(publish_together(client, js, stream, part) for part in parts))
+        return [is_new for part in found for is_new in part]
     each = (publish_until_stored(js, stream, one.subject, one.payload, one.id, one.headers) for one in messages)
     return list(await asyncio.gather(*each))
 

@@ -8,7 +8,7 @@ from nats.js.errors import APIError
 
 from shared import subjects
 from shared.provision import STREAMS
-from shared.publish import Message, publish, publish_together, publish_until_stored
+from shared.publish import TOGETHER, Message, publish, publish_together, publish_until_stored
 from tests.integration.conftest import Bus
 
 SUBJECT = subjects.tick("home", "hourly", datetime(2026, 1, 1, tzinfo=UTC))
@@ -70,6 +70,24 @@ async def test_what_is_there_already_keeps_nothing_else_out(bus: Bus) -> None:
     other = [Message(f"{SUBJECT}{number}", b"from a replica that was frozen", f"other-{number}") for number in range(5)]
     assert await publish_together(bus.client, bus.js, subjects.TICKS, other) == [False] * 4 + [True]
     assert await bus.count(subjects.TICKS) == 5
+
+
+async def test_one_that_is_there_already_holds_up_few_others(bus: Bus) -> None:
+    """Of a thousand messages the most are still written together, in order, as many at once as the server allows."""
+    assert await publish_together(bus.client, bus.js, subjects.TICKS, batch(550)) == [True]
+    new = await publish_together(bus.client, bus.js, subjects.TICKS, batch(*range(TOGETHER)))
+    assert new == [number != 550 for number in range(TOGETHER)]
+    stored = [await bus.js.get_msg(subjects.TICKS, sequence) for sequence in range(1, TOGETHER + 1)]
+    assert {message.data for message in stored} == {str(number).encode() for number in range(TOGETHER)}
+    assert sum("Nats-Batch-Commit" in (message.headers or {}) for message in stored) == 9
+    assert sum("Nats-Batch-Id" not in (message.headers or {}) for message in stored) == 100
+
+
+async def test_as_many_as_the_server_allows_are_one_batch(bus: Bus) -> None:
+    """A burst is written to the disk as few times as can be."""
+    assert all(await publish_together(bus.client, bus.js, subjects.TICKS, batch(*range(TOGETHER))))
+    stored = [await bus.js.get_msg(subjects.TICKS, sequence) for sequence in range(1, TOGETHER + 1)]
+    assert ["Nats-Batch-Commit" in (message.headers or {}) for message in stored] == [False] * (TOGETHER - 1) + [True]
 
 
 async def test_two_replicas_at_once_publish_each_once(bus: Bus) -> None:
