@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from services.scheduler.app import Scheduler
 from services.scheduler.metrics import Metrics
-from services.scheduler.plan import Entry, Plan, lifetime, tick_of
+from services.scheduler.plan import AHEAD, MADE_AT_ONCE, STILL_TRUE, Entry, Plan, lifetime, tick_of
 from services.scheduler.schedules import Change, Snapshot
 from shared.due import start_of
 from shared.schedules import Interval, Once, Schedule
@@ -112,6 +112,145 @@ def test_what_was_edited_is_forgotten() -> None:
         plan.put(schedule(86_400 + number, active_since=at(1), sites=("home", "office")), at(1))
     assert sum(isinstance(each, Entry) for each in gc.get_objects()) <= 2 * 3 + 2
     assert plan.take(at(60))[0].schedule.name == "first"
+
+
+def ready(*schedules: Schedule, seconds: float = 59.5) -> Plan:
+    """Return a plan made one second after noon whose ticks of the first minute are made ahead."""
+    plan = Plan()
+    for each in schedules:
+        plan.put(each, at(1))
+    plan.make_ready(at(seconds))
+    return plan
+
+
+@pytest.mark.parametrize("fields", [{}, {"catch_up": "all"}, {"catch_up": "none"}, {"jitter_s": 20, "spread_s": 10}])
+def test_a_tick_made_ahead_is_the_one_that_would_be_made_then(fields: dict[str, Any]) -> None:
+    """Nothing but the time of the look is known sooner, and that is the time of publishing."""
+    given = schedule(active_since=at(1), **fields)
+    start = start_of(given, "home", at(60))
+    plan = ready(given, seconds=(start - NOON).total_seconds() - 0.5)
+    other = Plan()
+    other.put(given, at(1))
+    late = start + timedelta(milliseconds=3)
+    assert plan.take(start - timedelta(milliseconds=1)) == []
+    taken = plan.take(start)
+    assert taken[0].made
+    ((_, tick, remembered),) = plan.ticks(taken, late)
+    ((_, expected, wanted),) = other.ticks(other.take(start), late)
+    assert tick.published_at == late
+    assert abs(tick.expires_at - expected.expires_at) <= late - start
+    assert tick == expected.model_copy(update={"expires_at": tick.expires_at})
+    assert wanted <= remembered <= wanted + AHEAD
+    plan.done(taken[0])
+    assert plan.take(start) == []
+    assert plan.next_at() == start_of(given, "home", at(120))
+    following = plan.next_at() or NOON
+    assert [tick.due_at for _, tick, _ in plan.ticks(plan.take(following), following)] == [at(120)]
+
+
+def test_it_wakes_to_make_ticks_and_again_to_send_them() -> None:
+    """A little before the start, and at it; what starts later is left."""
+    plan = Plan()
+    plan.put(schedule(active_since=at(1)), at(1))
+    assert plan.wake_at() == at(60) - AHEAD
+    plan.make_ready(at(60) - AHEAD - timedelta(milliseconds=1))
+    assert plan.wake_at() == at(60) - AHEAD
+    plan.make_ready(at(60) - AHEAD)
+    assert plan.wake_at() == plan.next_at() == at(60)
+    assert Plan().wake_at() is None
+
+
+def test_only_some_ticks_are_made_at_once() -> None:
+    """Making those of a large burst holds up nothing else that starts meanwhile; all are taken in the end, made ahead or not."""
+    plan = ready(*(schedule(name=f"s{number}", active_since=at(1)) for number in range(3 * MADE_AT_ONCE)))
+    plan.make_ready(at(59.6))
+    taken = plan.take(at(60))
+    assert len(taken) == len({entry.schedule.name for entry in taken}) == 3 * MADE_AT_ONCE
+    assert sum(entry.made is not None for entry in taken) == 2 * MADE_AT_ONCE
+
+
+def test_a_change_in_the_last_moment_counts() -> None:
+    """A schedule that is removed, paused or changed after its tick was made does not send that."""
+    plan = ready(*(schedule(name=name, active_since=at(1)) for name in ("same", "removed", "paused", "changed")))
+    plan.remove("removed")
+    plan.put(schedule(name="paused", active_since=at(1), enabled=False), at(59.6))
+    plan.put(schedule(name="changed", active_since=at(1), engine="noop"), at(59.6))
+    taken = plan.take(at(60))
+    assert {(tick.schedule, tick.engine) for _, tick, _ in plan.ticks(taken, at(60))} == {("changed", "noop"), ("same", "speedtest")}
+    plan.remove("changed")
+    plan.remove("same")
+    assert plan.next_at() is None
+
+
+def test_the_last_one_removed_leaves_nothing_to_wake_for() -> None:
+    """A tick that was made for nothing is forgotten at once."""
+    plan = ready(schedule(active_since=at(1)))
+    plan.remove("s")
+    assert plan.wake_at() is None
+
+
+def test_what_starts_sooner_than_what_is_ready_goes_first() -> None:
+    """A schedule that is put after the ticks of the next second were made waits for none of them."""
+    plan = ready(schedule(active_since=at(1)))
+    plan.put(schedule(1, name="sooner", active_since=at(59.2), timing=Once(at=at(59.0 + 1))), at(59.6))
+    plan.put(schedule(name="owed", catch_up="all", active_since=at(-30)), at(59.7))
+    assert [entry.schedule.name for entry in plan.take(at(59.8))] == ["owed"]
+    assert {entry.schedule.name for entry in plan.take(at(60))} == {"s", "sooner"}
+
+
+def test_what_was_made_last_may_start_first() -> None:
+    """One whose jitter takes it past the whole second does not hold up another one that is put meanwhile and has none."""
+    jittered = schedule(active_since=at(1), jitter_s=1)
+    start = start_of(jittered, "home", at(60))
+    assert at(60) < start
+    plan = ready(jittered, seconds=(start - NOON).total_seconds() - 0.7)
+    plan.put(schedule(name="new", active_since=at(1)), at(59.9))
+    plan.make_ready(at(59.9))
+    assert plan.wake_at() == at(60)
+    assert [entry.schedule.name for entry in plan.take(at(60))] == ["new"]
+    assert [entry.schedule.name for entry in plan.take(start)] == ["s"]
+
+
+def test_a_machine_that_slept_with_a_tick_ready_takes_only_the_latest() -> None:
+    """What was made before it slept is of a time that is over."""
+    for woke, trigger in ((at(630), "catch_up"), (at(600), "schedule")):
+        plan = ready(schedule(active_since=at(1)))
+        (entry,) = taken = plan.take(woke)
+        ((_, tick, _),) = plan.ticks(taken, woke)
+        assert (entry.due_at, tick.due_at, tick.trigger) == (at(600), at(600), trigger)
+
+
+def test_a_tick_that_waited_for_the_bus_is_made_anew() -> None:
+    """A run has all of its time from the moment at which somebody could first see it."""
+    plan = ready(schedule(3_600, active_since=at(1), start_within_s=1), seconds=3_599.5)
+    taken = plan.take(at(3_600))
+    ((_, tick, _),) = plan.ticks(taken, at(3_620))
+    assert (tick.expires_at, tick.trigger) == (at(3_621), "catch_up")
+    ((_, tick, _),) = plan.ticks(taken, at(3_600) + STILL_TRUE)
+    assert tick.expires_at == at(3_601)
+
+
+def test_what_cannot_be_worked_out_ahead_is_told_when_it_is_to_start() -> None:
+    """Making ticks ahead tells of nothing and loses nothing: whoever sends them hears of it, and the others go out."""
+    plan = Plan()
+    for name in ("bad", "good"):
+        plan.put(schedule(name=name, active_since=at(1)), at(1))
+    for _, _, entry in plan._heap:
+        if entry.schedule.name == "bad":
+            entry.schedule = broken(name="bad")
+    plan.make_ready(at(59.5))
+    assert plan.broken() == set()
+    assert [tick.schedule for _, tick, _ in plan.ticks(plan.take(at(60)), at(60))] == ["good"]
+    assert plan.broken() == {"bad"}
+
+
+def test_what_is_ready_is_planned_anew_with_the_rest() -> None:
+    """After the clock was set back it comes due by the new time, once."""
+    plan = ready(schedule(active_since=at(1)))
+    plan.replan(at(30))
+    assert plan.wake_at() == at(60) - AHEAD
+    assert [entry.due_at for entry in plan.take(at(60))] == [at(60)]
+    assert plan.take(at(60)) == []
 
 
 def test_paused_is_not_planned() -> None:
