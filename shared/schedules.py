@@ -33,6 +33,7 @@ EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo
 """No moment of a schedule is before the one, or as late as the other: near the first and the last year there is, arithmetic fails."""
 
 
+@lru_cache(maxsize=8_192)
 def _five_fields(expression: str) -> str:
     if len(expression.split()) != 5:
         raise ValueError("a cron expression has five fields: minute, hour, day of month, month, day of week")

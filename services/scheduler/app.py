@@ -1,6 +1,7 @@
 """Wire the scheduler: follow the schedules, publish a tick whenever one is due."""
 
 import asyncio
+import gc
 import logging
 import math
 import time
@@ -66,6 +67,7 @@ class Scheduler:
                 gone = (self._plan.names() | self._plan.broken() | self._invalid | self._paused) - {each.name for each in change.changes}
                 for each in (*(Change(name, None) for name in gone), *change.changes):
                     self._apply(each)
+                gc.freeze()  # else a collection of garbage now and then holds up every tick while it looks through the whole plan
             else:
                 self._apply(change)
             self._count()

@@ -1,6 +1,7 @@
 """Follow the bucket of schedules: what is in it now, then every change as it happens."""
 
 import asyncio
+import gc
 import logging
 import secrets
 from collections.abc import AsyncIterator
@@ -57,6 +58,7 @@ async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot
                 while left > 0:
                     messages = await pull.next()
                     first += [_change(message) for message in messages]
+                    gc.freeze()  # they stay: to look through all of them time and again for what is garbage would take half of the time
                     left = messages[-1].metadata.num_pending
                 yield Snapshot(tuple(first))
                 while True:

@@ -474,3 +474,19 @@ async def test_a_schedule_that_cannot_be_worked_out_is_counted_as_invalid() -> N
 
     await Scheduler(Metrics(registry)).follow(changes())
     assert counted == [(1, 1), (1, 0)]
+
+
+async def test_the_collector_of_garbage_does_not_look_through_the_plan() -> None:
+    """With 100,000 schedules that would hold up every tick for a quarter of a second now and then; what was edited is still forgotten."""
+
+    async def changes() -> AsyncIterator[Snapshot | Change]:
+        yield Snapshot(tuple(Change(f"s{number}", schedule(name=f"s{number}")) for number in range(50)))
+        assert not any(isinstance(each, Entry) for each in gc.get_objects())
+
+    gc.collect()
+    scheduler = Scheduler(Metrics(CollectorRegistry()))
+    try:
+        await scheduler.follow(changes())
+        assert gc.get_freeze_count() > 50
+    finally:
+        gc.unfreeze()
