@@ -150,6 +150,7 @@ HOSTILE_KINDS = {
     "masked": ("bad_answer", "no websocket's frame"),
     "drip": ("bad_answer", "that is no measurement"),
     "still": ("timeout", "not one byte arrived"),
+    "hangs-up": ("truncated", "broke the download off"),
 }
 
 

@@ -34,8 +34,9 @@ HOSTILE = {
     "masked": (b"", b"\x82\xfe\x10\x00" + bytes(4_100)),
     "drip": (b"\x82\x7f" + (2**20).to_bytes(8), b"."),
     "still": (b"", b""),
+    "hangs-up": (b"\x82\x7f" + (2**16).to_bytes(8) + bytes(2**16), None),
 }
-"""What a server sends once, and then for as long as anybody listens."""
+"""What a server sends once, and then for as long as anybody listens; None hangs up."""
 NO_HANDSHAKE = {
     "html": (b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>", b""),
     "redirect": (b"HTTP/1.1 302 Found\r\nLocation: http://portal.example/?secret\r\nContent-Length: 0\r\n\r\n", b""),
@@ -170,9 +171,12 @@ class Paced(ServerConnection):
             self.loop.call_later(self.free_at - now, self.transport.resume_reading)
 
 
-async def pour(transport: asyncio.Transport, once: bytes, again: bytes) -> None:
+async def pour(transport: asyncio.Transport, once: bytes, again: bytes | None) -> None:
     """Send something once and something else again and again, little by little where it is little, until nobody listens."""
     transport.write(once)
+    if again is None:
+        transport.close()
+        return
     while not transport.is_closing():
         if transport.get_write_buffer_size() < 2**20:
             transport.write(again)

@@ -13,7 +13,7 @@ from services.runner.http_child.framing import Chunks, Plain
 from services.runner.http_child.latency import Idle, Probes, grade, trimmed
 from services.runner.http_child.load import Loaded, rates_of, told_of
 from services.runner.http_child.loss import Loss, pace_bps
-from services.runner.http_child.slices import Growth, disagreement, rate_bps, spread
+from services.runner.http_child.slices import Growth, disagreement, rate_bps, spread, until_the_end
 from services.runner.http_child.verdict import bound_bps, confidence, limited_by
 
 
@@ -165,3 +165,10 @@ def test_what_is_no_number_is_not_told() -> None:
     assert "halves_differ" not in told_of(loaded)
     assert told_of(loaded)["ended_by"] == "end"
     assert rates_of("upload", Loaded(rate_bps=8e6, spread=0.5)) == {"upload_bps": 8e6, "upload_spread": 0.5}
+
+
+def test_the_end_of_a_load_is_no_slice_of_it() -> None:
+    """The last slice with a byte is cut short, and what comes after it is silence; the first mark stays."""
+    assert until_the_end(marks(0, 10, 20, 24, 24, 24)) == marks(0, 10, 20)
+    assert until_the_end(marks(0, 0, 0)) == marks(0)
+    assert until_the_end(marks(0)) == marks(0)

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from services.runner.confined import Channel, Failed
-from services.runner.http_child.slices import AGREE, GROWING, STILL_RISING, Growth, Mark, disagreement, rate_bps, spread
+from services.runner.http_child.slices import AGREE, GROWING, STILL_RISING, Growth, Mark, disagreement, rate_bps, spread, until_the_end
 from services.runner.http_child.streams import Stream
 from services.runner.http_child.tasks import Loop, Task
 from services.runner.http_child.tcp_info import TcpInfo
@@ -191,7 +191,7 @@ class Load:
         before_at, before, _ = self._marks[-1]
         self._loop.run(before_at + self._slice_s)
         if self._has_ended():
-            self._forget_the_end()
+            self._marks = until_the_end(self._marks)
             return 0.0
         now, carried, _ = self._mark()
         if carried - before > SLICE_SHARE * self._limits.max_bytes:  # a line so fast that there would be few of them
@@ -208,14 +208,6 @@ class Load:
         mark = (time.monotonic(), self._limits.carried() - self._before, time.process_time())
         self._marks.append(mark)
         return mark
-
-    def _forget_the_end(self) -> None:
-        """Drop the slice in which the last byte came, and those in which it was not yet known that there would be no more."""
-        marks = self._marks
-        while len(marks) > 1 and marks[-1][1] == marks[-2][1]:
-            marks.pop()
-        if len(marks) > 1:
-            marks.pop()
 
     def _look_after(self, now: float, *, moved: bool) -> None:
         failed = [task.problem for _, task in self._streams if task.problem]

@@ -51,6 +51,14 @@ def disagreement(marks: Sequence[Mark]) -> float:
     return second / first - 1 if first > 0 else math.inf
 
 
+def until_the_end(marks: Sequence[Mark]) -> list[Mark]:
+    """Return the marks but for the slice in which the last byte came, and those in which nobody knew yet that it was the last."""
+    kept = list(marks)
+    while len(kept) > 1 and kept[-1][1] == kept[-2][1]:
+        kept.pop()
+    return kept[:-1] if len(kept) > 1 else kept
+
+
 @dataclass
 class Growth:
     """Tells from rates, one per slice, when a number of streams has reached all that it can.
