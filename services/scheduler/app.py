@@ -85,10 +85,8 @@ class Scheduler:
                 taken = self._plan.take(now)
                 for start in range(0, len(taken), TOGETHER):
                     publishing.create_task(self._publish(client, js, taken[start : start + TOGETHER]))
-                if not taken:  # what is to be sent goes first
-                    self._plan.make_ready(now)
-                wake_at = self._plan.wake_at()
-                until_next = (wake_at - datetime.now(UTC)).total_seconds() if wake_at else LONGEST_SLEEP_S
+                next_at = self._plan.next_at()
+                until_next = (next_at - datetime.now(UTC)).total_seconds() if next_at else LONGEST_SLEEP_S
                 await happens(self._changed, min(max(until_next, 0), LONGEST_SLEEP_S))
 
     async def _publish(self, client: Client, js: JetStreamContext, entries: Sequence[Entry]) -> None:

@@ -3,7 +3,7 @@
 import heapq
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -16,14 +16,6 @@ log = logging.getLogger(__name__)
 
 LATE = timedelta(seconds=LATE_S)
 """A run that starts later than this is one that is caught up: no scheduler was there in time."""
-AHEAD = timedelta(milliseconds=800)
-"""So long before a run starts its tick is made: then it has only to be sent. Not a whole second, on which most of them start and
-are sent: it is made in the time in between."""
-MADE_AT_ONCE = 50
-"""After so many, which take a few milliseconds, it is looked again whether something is to start."""
-STILL_TRUE = timedelta(milliseconds=250)
-"""A tick that was made ahead is used until so long after its start: a run may have a second from when it could first be seen. Then
-the machine slept or the bus was away, and it is made anew."""
 
 
 @dataclass(eq=False)
@@ -33,8 +25,6 @@ class Entry:
     schedule: Schedule
     site: str
     due_at: datetime
-    made: tuple[Tick, timedelta] | None = None
-    """Its tick where that was made ahead, and for how long the stream must remember it."""
 
     @property
     def start_at(self) -> datetime:
@@ -52,7 +42,6 @@ class Plan:
     def __init__(self) -> None:
         self._current: dict[str, dict[str, Entry]] = {}
         self._heap: list[tuple[datetime, int, Entry]] = []
-        self._ready: list[tuple[datetime, int, Entry]] = []
         self._pushed = 0
         self._entries = 0
         self._broken: set[str] = set()
@@ -100,32 +89,10 @@ class Plan:
             heapq.heapify(self._heap)
         while self._heap and not self._is_current(self._heap[0][2]):
             heapq.heappop(self._heap)
-        while self._ready and not self._is_current(self._ready[0][2]):
-            heapq.heappop(self._ready)
 
     def next_at(self) -> datetime | None:
         """Return the earliest start, or None when nothing is planned."""
-        return min((each[0][0] for each in (self._heap, self._ready) if each), default=None)
-
-    def wake_at(self) -> datetime | None:
-        """Return when there is something to take or to make ready, or None when nothing is planned."""
-        starts = [self._ready[0][0]] if self._ready else []
-        if self._heap:
-            starts.append(self._heap[0][0] - AHEAD)
-        return min(starts, default=None)
-
-    def make_ready(self, now: datetime) -> None:
-        """Make the ticks of some of what starts soon, so that they have only to be sent when it does.
-
-        At most MADE_AT_ONCE: call it again until `wake_at` is later. What is to start already is to be taken first.
-        """
-        for _ in range(MADE_AT_ONCE):
-            if not self._heap or self._heap[0][0] > now + AHEAD:
-                return
-            start, number, entry = heapq.heappop(self._heap)
-            with suppress(*due.BROKEN):  # told when it is to be sent
-                entry.made = _made(entry, now)
-            heapq.heappush(self._ready, (start, number, entry))
+        return self._heap[0][0] if self._heap else None
 
     def take(self, now: datetime) -> list[Entry]:
         """Take out everything that is to start.
@@ -134,13 +101,6 @@ class Plan:
         of its schedule says which of them is taken.
         """
         taken: list[Entry] = []
-        while self._ready and self._ready[0][0] <= now:
-            start, number, entry = heapq.heappop(self._ready)
-            if now - start > STILL_TRUE:
-                entry.made = None
-                heapq.heappush(self._heap, (start, number, entry))
-            elif self._is_current(entry):
-                taken.append(entry)
         while self._heap and self._heap[0][0] <= now:
             entry = heapq.heappop(self._heap)[2]
             if not self._is_current(entry):
@@ -161,16 +121,12 @@ class Plan:
         found = []
         for entry in entries:
             with self._guarding(entry.schedule):
-                if entry.made and now - entry.start_at <= STILL_TRUE:
-                    tick, remembered = entry.made
-                    found.append((entry, tick.model_copy(update={"published_at": now}), remembered))
-                else:
-                    found.append((entry, *_made(entry, now)))
+                tick = tick_of(entry, now)
+                found.append((entry, tick, lifetime(tick, entry.schedule)))
         return found
 
     def done(self, entry: Entry) -> None:
         """Plan the next instant of an entry whose tick is in the stream."""
-        entry.made = None
         if not self._is_current(entry):
             return
         with self._guarding(entry.schedule):
@@ -195,11 +151,6 @@ class Plan:
     def _push(self, entry: Entry) -> None:
         self._pushed += 1  # a tie-breaker: entries have no order of their own
         heapq.heappush(self._heap, (entry.start_at, self._pushed, entry))
-
-
-def _made(entry: Entry, now: datetime) -> tuple[Tick, timedelta]:
-    tick = tick_of(entry, now)
-    return tick, lifetime(tick, entry.schedule)
 
 
 def tick_of(entry: Entry, now: datetime) -> Tick:
