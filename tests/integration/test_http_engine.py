@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from services.runner.probes import http, load
 from services.runner.probes.http import HttpOptions, measure
 from shared.errors import ProbeError
 from shared.events import Measurement
+from tests.measuring import memory_bytes, processes
 from tests.standin.librespeed import LibreSpeed
 from tests.testserver import TestServer
 
@@ -27,18 +27,6 @@ PATIENCE_S = 3
 
 def nothing(*_: object, **__: object) -> None:
     """Take a report and do nothing."""
-
-
-def children() -> list[psutil.Process]:
-    """Return the processes that measure now."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if http.CHILD in process.cmdline():
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 async def until(condition: Callable[[], object], deadline_s: float = 10) -> None:
@@ -54,7 +42,7 @@ async def run(server: LibreSpeed, report: Callable[..., None] = nothing, **optio
     try:
         return await load("http").run({"server": server.url, "timeout_s": PATIENCE_S, **options}, report)
     finally:
-        assert children() == []
+        assert processes(http.CHILD) == []
 
 
 async def test_a_line_is_measured_as_it_is() -> None:
@@ -189,11 +177,7 @@ async def test_an_endless_body_is_a_download_and_costs_no_memory() -> None:
     with LibreSpeed(faults={"download": "endless"}) as server:
         task = asyncio.create_task(run(server, upload=False, loss=False))
         while not task.done():
-            for child in children():
-                try:
-                    most = max(most, child.memory_info().rss)
-                except psutil.NoSuchProcess:
-                    continue
+            most = max(most, memory_bytes(http.CHILD))
             await asyncio.sleep(0.05)
         assert (await task).download_bps > 40e6
     assert 10e6 < most < 100e6
@@ -331,10 +315,10 @@ async def test_the_deadline_and_a_cancellation_end_a_run() -> None:
         options = HttpOptions(server=server.url, timeout_s=60).model_copy(update={"deadline_s": 1.0})
         with pytest.raises(ProbeError, match="not over after 1 s; its last phase was connecting"):
             await measure(options, nothing)
-        assert children() == []
+        assert processes(http.CHILD) == []
         task = asyncio.create_task(measure(options.model_copy(update={"deadline_s": 60.0}), nothing))
-        await until(children)
-        (child,) = children()
+        await until(lambda: processes(http.CHILD))
+        (child,) = processes(http.CHILD)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -19,6 +19,7 @@ from services.runner.probes.speedtest import SpeedtestOptions, measure
 from shared.errors import ProbeError
 from shared.events import Measurement
 from tests import debian
+from tests.measuring import processes
 from tests.standin import StandIn
 from tests.standin.pages import World
 
@@ -30,18 +31,6 @@ NO_WAY = "224.0.0.1"
 
 def nothing(*_: object, **__: object) -> None:
     """Take a report and do nothing."""
-
-
-def children() -> list[psutil.Process]:
-    """Return the processes that run the library now."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if speedtest.CHILD in process.cmdline():
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 async def until(condition: Callable[[], object], deadline_s: float = 10) -> None:
@@ -72,7 +61,7 @@ def run(aim: Callable[[StandIn], None]) -> Callable[..., Any]:
         try:
             return await load("speedtest").run({**QUICK, **options}, report)
         finally:
-            assert children() == []
+            assert processes(speedtest.CHILD) == []
 
     return run
 
@@ -382,7 +371,7 @@ async def test_the_deadline_ends_a_run_that_hangs(aim: Callable[[StandIn], None]
             await measure(options, nothing)
         assert time.monotonic() - started < 30
         assert caught.value.kind == "timeout"
-        assert children() == []
+        assert processes(speedtest.CHILD) == []
 
 
 async def test_cancelling_leaves_no_process(aim: Callable[[StandIn], None]) -> None:
@@ -390,8 +379,8 @@ async def test_cancelling_leaves_no_process(aim: Callable[[StandIn], None]) -> N
     with StandIn(faults={"download": "drip"}) as server:
         aim(server)
         task = asyncio.create_task(measure(SpeedtestOptions(), nothing))
-        await until(lambda: server.count("download") and children())
-        child = children()[0]
+        await until(lambda: server.count("download") and processes(speedtest.CHILD))
+        child = processes(speedtest.CHILD)[0]
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -403,8 +392,8 @@ async def test_a_killed_runner_takes_its_test_along() -> None:
     program = "import asyncio; from services.runner.probes import load; asyncio.run(load('speedtest').run({}, lambda *_, **__: None))"
     with StandIn(faults={"download": "drip"}) as server:
         runner = await asyncio.create_subprocess_exec(sys.executable, "-c", program, env={**os.environ, **server.environment()})
-        await until(lambda: server.count("download") and children())
-        child = children()[0]
+        await until(lambda: server.count("download") and processes(speedtest.CHILD))
+        child = processes(speedtest.CHILD)[0]
         runner.kill()
         await runner.wait()
         await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
@@ -438,7 +427,7 @@ async def test_a_child_that_dies_is_a_crash(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ProbeError, match=text) as caught:
         await load("speedtest").run({}, nothing)
     assert caught.value.kind == "crashed"
-    assert children() == []
+    assert processes(speedtest.CHILD) == []
 
 
 async def test_what_the_library_prints_is_not_taken_for_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,7 +469,7 @@ async def test_a_child_gone_mad_is_ended(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ProbeError, match=text) as caught:
         await load("speedtest").run({}, nothing)
     assert caught.value.kind == "crashed"
-    assert children() == []
+    assert processes(speedtest.CHILD) == []
 
 
 async def test_nothing_outside_of_the_answer_is_warned_about(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
