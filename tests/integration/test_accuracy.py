@@ -91,7 +91,8 @@ def test_the_reference_is_within_1_percent_of_what_the_interface_counts() -> Non
 def test_http_is_within_1_percent_of_what_the_interface_counts() -> None:
     """Both directions; the line was full, and its latency is the line's."""
     outcome = held_against_a_line("http")
-    assert outcome.latency_s == pytest.approx(0.0105, abs=0.001)
+    assert outcome.latency_s is not None
+    assert 0.010 <= outcome.latency_s < 0.016  # a busy machine answers a little later; the queue of the line would add 50 ms
 
 
 def test_a_line_has_the_delay_and_the_loss_that_were_asked_for() -> None:
