@@ -2,6 +2,7 @@
 
 import socket
 import time
+from dataclasses import fields, replace
 from typing import Any
 
 from services.runner.confined import Channel
@@ -9,6 +10,7 @@ from services.runner.http_child.connection import Connection, Endpoint
 from services.runner.http_child.load import Limits, Load
 from services.runner.http_child.streams import Stream
 from services.runner.http_child.tasks import Loop, Steps, Wait
+from services.runner.http_child.tcp_info import TcpInfo
 
 
 class Silent(Channel):
@@ -54,3 +56,41 @@ def test_a_warm_up_leaves_bytes_to_measure_with() -> None:
     assert loaded.stopped_by == "bytes"
     assert 1.9 < loaded.warm_up_s < 2.6
     assert 290e6 < loaded.rate_bps < 370e6
+
+
+class Losing(Connection):
+    """Finds a packet missing each time somebody looks."""
+
+    holes = 0
+
+    def info(self) -> TcpInfo:
+        """Return what the kernel would say."""
+        self.holes += 1
+        return replace(TcpInfo(*(0 for _ in fields(TcpInfo))), rcv_ooopack=self.holes)
+
+
+def losing_stream() -> Stream:
+    """Return a stream that loses packets all the time."""
+    connection = Losing(Endpoint("here", socket.AF_INET, ("127.0.0.1", 1), timeout_s=1))
+    return Stream(connection, idle(connection), warm=True)
+
+
+def test_streams_that_come_too_late_to_be_measured_are_not_added() -> None:
+    """Where loss is found to hold the streams back when the time to warm up is over, what was measured stays, and says so."""
+    began = time.monotonic()
+    limits = Limits(
+        longest_s=3,
+        shortest_s=2.5,
+        max_bytes=10**12,
+        slice_s=0.05,
+        first_streams=2,
+        most_streams=16,
+        silence_s=5,
+        round_trip_s=0.01,
+        added_s=lambda _: 0.0 if time.monotonic() - began > 2 else None,
+        carried=lambda: int(12_500_000 * (time.monotonic() - began)),
+    )
+    loaded = Load(Loop(), "download", losing_stream, limits, Silent()).run(lambda _: True)
+    assert (loaded.rising, loaded.streams) == (True, 4)
+    assert loaded.warm_up_s < 1.8
+    assert 97e6 < loaded.rate_bps < 103e6

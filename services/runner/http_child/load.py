@@ -114,7 +114,7 @@ class Load:
         """Wait for the end of slow start, and add streams for as long as they bring more."""
         limits, reached = self._limits, 0.0
         growth, lost = Growth(self._window(0)), 0
-        while not (self._over(WARM_UP_SHARE * limits.longest_s) or self._is_used_up()):
+        while self._may_warm_up():
             growth.rates.append(self._slice())
             growth.window = self._window(fmean(growth.rates[-growth.window :]))
             now_reached = growth.plateau()
@@ -154,8 +154,10 @@ class Load:
                 and count < self._limits.most_streams
                 and self._is_held_back(marks[-1][0] - LOOK_BACK_S, self._lost)
             ):
-                self._add(min(count, self._limits.most_streams - count))
-                return False
+                if self._may_warm_up():
+                    self._add(min(count, self._limits.most_streams - count))
+                    return False
+                self._loaded.rising = True  # too late to find out, so it does not pass for what the line can
             if len(marks) <= 2 * LEAST_SLICES or measured_s < self._limits.shortest_s:
                 continue
             rise = disagreement(marks)
@@ -166,10 +168,11 @@ class Load:
                 self._start_measuring(self._first + len(marks) // 2)
         return True
 
-    def _is_used_up(self) -> bool:
-        """Tell whether so many bytes have gone, on a line that had the time to get up to speed, that the rest is for measuring."""
+    def _may_warm_up(self) -> bool:
+        """Tell whether time and bytes are left to find out what more streams bring; the rest is for measuring."""
         at, carried, _ = self._marks[-1]
-        return carried >= WARM_UP_SHARE * self._limits.max_bytes and at - self._began >= LOOK_BACK_S
+        is_used_up = carried >= WARM_UP_SHARE * self._limits.max_bytes and at - self._began >= LOOK_BACK_S
+        return not (is_used_up or self._over(WARM_UP_SHARE * self._limits.longest_s))
 
     def _over(self, longest_s: float) -> bool:
         if self._marks[-1][1] >= self._limits.max_bytes:
@@ -231,6 +234,8 @@ class Load:
             raise Failed(
                 "truncated", f"the far end ended the {self._phase} after {self._marks[-1][0] - self._began:.1f} s, too soon to measure it"
             )
+        if len(marks) <= LEAST_SLICES and loaded.stopped_by == "time":
+            raise Failed("timeout", f"the {self._phase} had not got up to speed within {self._limits.longest_s:g} s")
         if len(marks) <= LEAST_SLICES:
             reason = f"the {self._phase} had not got up to speed when its share of max_bytes, {self._limits.max_bytes} bytes, was used up"
             raise Failed("byte_limit", f"{reason}: allow more")
