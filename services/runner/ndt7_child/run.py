@@ -50,10 +50,7 @@ class Run:
         """
         order, refusals = self._order, []
         self._channel.send("progress", phase="connecting")
-        try:
-            machines = own(order.server) if order.server else located(self._loop, order.locate, order)
-        except Failed as failed:
-            raise Failed(_kind(failed), str(failed)) from None
+        machines = own(order.server) if order.server else located(self._loop, order.locate, order)
         for machine in machines:
             try:
                 return self._measured(machine)
@@ -100,7 +97,7 @@ class Run:
                 raise _NotServed("bad_answer", f"{machine.name}: its address is none") from None
             if problem.kind == "misconfigured":
                 raise
-            raise _NotServed(_kind(problem), f"{machine.name}: {problem}") from None
+            raise _NotServed(problem.kind, f"{machine.name}: {problem}") from None
         self._channel.log(f"{phase} at {machine.name}, {urlsplit(place.url).netloc} ({place.endpoint.address[0]})")
         return socket
 
@@ -147,7 +144,3 @@ def _mlab_bps(socket: Websocket, phase: str) -> float | None:
     if phase == "upload":
         return socket.told.received_bps
     return socket.carried_bytes * 8 / (socket.carried_at - socket.opened_at)
-
-
-def _kind(failed: Failed) -> str:
-    return "line_down" if failed.kind == "unreachable" and "network is unreachable" in str(failed).lower() else failed.kind
