@@ -55,6 +55,10 @@ class BackendExchange(Exchange):
         if standin.faults.get(self.route):
             self.keeps_open = False
 
+    def head(self, status: int, *, length: int | None = None, headers: dict[str, str] | None = None) -> None:
+        """Send the head of the answer, which asks to keep the connection, as LibreSpeed's PHP does, also where its server closes it."""
+        super().head(status, length=length, headers={"Connection": "keep-alive", **(headers or {})})
+
     def routed(self) -> str:
         """Return what of the protocol the request is."""
         path = urlsplit(self.target).path

@@ -177,7 +177,10 @@ def _parsed(head: bytes, request: Request, at: float) -> Answer:
         raise Failed("bad_answer", f"{request} answered with what is not HTTP: {error}") from None
     if not isinstance(event, h11.Response):
         raise Failed("bad_answer", f"{request} sent no answer but {type(event).__name__}")
-    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in event.headers}
+    headers: dict[str, str] = {}
+    for name, value in event.headers:  # one that comes twice is a list (RFC 9110, 5.3): of close and keep-alive, close counts
+        key, said = name.decode("latin-1").lower(), value.decode("latin-1")
+        headers[key] = f"{headers[key]}, {said}" if key in headers else said
     keeps_open = event.http_version == b"1.1" and "close" not in headers.get("connection", "").lower()
     return Answer(event.status_code, headers, rest, at, keeps_open)
 
