@@ -148,7 +148,6 @@ class Exchange:
         # what is not looked at need not be copied; TLS has to be decrypted
         flags = 0 if keep or answer.chunked or connection.endpoint.tls else _DISCARD
         done, moved_at = framing.take(len(answer.rest)), time.monotonic()
-        connection.wake_at(1 if keep else WAKE_BYTES)
         while not done:
             # before the read: what came while this process had no processor is not late
             late = time.monotonic() > (end or moved_at + patience_s)
@@ -160,6 +159,7 @@ class Exchange:
                     raise Failed("truncated", f"{request}: the connection was closed before the whole body had come")
                 done = True
             elif not late:
+                connection.wake_at(1 if keep else min(WAKE_BYTES, framing.most()))  # the end of a body may be shorter
                 yield from connection.wait(READ, min(moved_at + patience_s, time.monotonic() + LOOK_EVERY_S))
             if late and not done and (end or received < 0):
                 raise Failed("timeout", f"{request}: the body was not complete after {patience_s:g} s")

@@ -13,6 +13,8 @@ from services.runner.http_child.tasks import READ, WRITE, Steps
 PIECE_BYTES = 256 * 1024
 BLOCK = memoryview(os.urandom(2 * PIECE_BYTES))
 """Random, so that nothing on the way compresses it."""
+AT_ONCE_BYTES = 8 * PIECE_BYTES
+"""Then other connections have their turn, and the clock is looked at, also where the far end takes all that it is sent."""
 FIRST_UPLOAD_BYTES = 16 * 1024
 LOOK_EVERY_S = 1.0
 A_LONG_TIME_S = 600.0
@@ -117,7 +119,7 @@ def send_body(connection: Connection, size: int, request: Request) -> Steps[byte
 
     Raises: Failed.
     """
-    left, at = size, 0
+    left, at, at_once = size, 0, 0
     heard = memoryview(bytearray(4_096))
     while left:
         try:
@@ -128,8 +130,10 @@ def send_body(connection: Connection, size: int, request: Request) -> Steps[byte
             raise
         left -= sent
         at = (at + sent) % PIECE_BYTES
-        if sent:
+        at_once += sent
+        if sent and at_once < AT_ONCE_BYTES:
             continue
+        at_once = 0
         # as long as it takes: buffers may be seconds deep, and whether the line moves at all is for the load to see
         yield from connection.wait(READ | WRITE, time.monotonic() + LOOK_EVERY_S)
         received = connection.receive_into(heard)

@@ -21,7 +21,7 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 class Wait:
     """What a task waits for: events on a socket until a moment, or without a socket that moment itself.
 
-    The same one may be yielded again, its moment moved on: then the wait costs nothing.
+    The same one may be yielded again; with its moment moved on, the wait costs nothing.
     """
 
     until: float
@@ -29,6 +29,8 @@ class Wait:
     events: int = 0
     queued: "Task | None" = None
     """The task for which its moment is watched: another task that yields it is woken by its own."""
+    queued_until: float = 0
+    """The moment that is watched for that task; `until` may have moved on since."""
 
 
 T = TypeVar("T")
@@ -91,8 +93,10 @@ class Loop:
             self._advance(key.data, came=True)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            _, _, task, wait = heapq.heappop(self._timers)
+            moment, _, task, wait = heapq.heappop(self._timers)
             if wait.queued is task:
+                if wait.queued_until != moment:  # an earlier moment took the place of this one
+                    continue
                 wait.queued = None
             if task.wait is not wait:  # it has gone on since
                 continue
@@ -124,11 +128,11 @@ class Loop:
                 self._unregister(before)
                 if wait.socket is not None:
                     self._selector.register(wait.socket, wait.events, task)
-        if wait.queued is not task:
+        if wait.queued is not task or wait.until < wait.queued_until:
             self._queue(task, wait)
 
     def _queue(self, task: Task, wait: Wait) -> None:
-        wait.queued = task
+        wait.queued, wait.queued_until = task, wait.until
         heapq.heappush(self._timers, (wait.until, next(self._numbers), task, wait))
 
     def _forget(self, task: Task) -> None:
