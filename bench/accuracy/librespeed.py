@@ -49,7 +49,8 @@ def serve_php(bed: Bed, port: int) -> None:
     """Start PHP's own web server with the backend, and wait until it listens."""
     path, environment = php()
     settings = [word for setting in SETTINGS for word in ("-d", setting)]
-    command = [path, "-n", *settings, "-S", f"{SERVER}:{port}", "-t", str(BACKEND)]
+    # in a namespace of its own, for the workers outlive the server that started them
+    command = ["unshare", "--pid", "--fork", "--kill-child", path, "-n", *settings, "-S", f"{SERVER}:{port}", "-t", str(BACKEND)]
     bed.serve(port, *command, environment={**environment, "PHP_CLI_SERVER_WORKERS": str(WORKERS)})
 
 

@@ -1,6 +1,6 @@
 <?php
 // As many MiB of random bytes as ckSize asks for: 4 where it says nothing, 1024 at most.
-$wanted = isset($_GET['ckSize']) && ctype_digit($_GET['ckSize']) ? (int) $_GET['ckSize'] : 4;
+$wanted = (int) ($_GET['ckSize'] ?? 4);
 $piece = random_bytes(1048576);
 header('Content-Type: application/octet-stream');
 header('Cache-Control: no-store');
