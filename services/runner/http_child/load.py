@@ -9,7 +9,7 @@ from typing import Any
 
 from services.runner.confined import Channel, Failed
 from services.runner.http_child.slices import AGREE, GROWING, STILL_RISING, Growth, Mark, disagreement, rate_bps, spread, until_the_end
-from services.runner.http_child.streams import Stream
+from services.runner.http_child.streams import LEAST_BODY_BYTES, Stream
 from services.runner.http_child.tasks import Loop, Task
 from services.runner.http_child.tcp_info import TcpInfo
 
@@ -243,8 +243,8 @@ class Load:
         if self._loaded.stopped_by == "bytes" and measured_s < LOOK_BACK_S and abs(disagreement(marks)) > STEADY_WITHIN:
             reason = f"the {self._phase} had not become steady when its share of max_bytes, {self._limits.max_bytes} bytes, was used up"
             raise Failed("byte_limit", f"{reason}: allow more")
-        if carried < LEAST_BYTES:
-            raise Failed("bad_answer", f"the {self._phase} came to {carried} bytes in {self._limits.longest_s:g} s: that is no measurement")
+        if (moved := self._moved()) < LEAST_BYTES:
+            raise Failed("bad_answer", f"the {self._phase} came to {moved} bytes in {self._limits.longest_s:g} s: that is no measurement")
         first, last = marks[0], marks[-1]
         loaded.rate_bps, loaded.spread, loaded.disagreement = rate_bps(marks), spread(marks), disagreement(marks)
         loaded.carried_bytes, loaded.streams, loaded.slices = carried, len(self._streams), len(marks) - 1
@@ -252,6 +252,13 @@ class Load:
         loaded.cpu_share = (last[2] - first[2]) / (last[0] - first[0])
         self._tell_of_tcp()
         return loaded
+
+    def _moved(self) -> int:
+        """Return how many bytes the streams have moved, at the least: next to a server that drips, probes would be the most of it."""
+        carried = self._marks[-1][1]
+        if self._phase == "upload" or carried >= LEAST_BODY_BYTES:
+            return carried
+        return sum(stream.connection.received_bytes for stream, _ in self._streams)
 
     def _tell_of_tcp(self) -> None:
         """Work out what held the streams back, from the kernel's counters at both ends of what was measured."""
