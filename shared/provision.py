@@ -88,6 +88,7 @@ STREAMS = (
         max_age=30 * DAY_S,
         max_bytes=1024 * MIB,
         duplicate_window=120,
+        allow_atomic=True,  # what a runner has measured at once is written at once
     ),
     StreamConfig(
         name=subjects.DEAD,

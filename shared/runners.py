@@ -22,3 +22,5 @@ class Runner(Event):
     seen_at: AwareDatetime
     run_id: UUID | None = None
     """The run it is busy with."""
+    beside: tuple[UUID, ...] = ()
+    """Those that it measures beside that one, since they do not use the line."""

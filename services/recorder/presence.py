@@ -38,6 +38,7 @@ class Presence:
             runners.add((runner.site, runner.line))
             if runner.run_id:
                 busy.add(runner.run_id)
+            busy.update(runner.beside)
         acknowledged = {
             place: info.ack_floor.stream_seq if info.ack_floor else 0
             for info in await _consumers(js, subjects.TICKS)

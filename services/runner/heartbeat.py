@@ -32,6 +32,8 @@ class Heartbeat:
         self._version, self._host = version("refresher"), socket.gethostname()  # once: it reads the metadata of the package
         self._changed = asyncio.Event()
         self._run_id: UUID | None = None
+        self.beside: set[UUID] = set()
+        """The runs that are measured beside the line, which the next sign of life tells; none is written for them."""
 
     def busy_with(self, run_id: UUID | None) -> None:
         """Say which run is being measured, or that none is."""
@@ -69,4 +71,5 @@ class Heartbeat:
             started_at=self._started_at,
             seen_at=datetime.now(UTC),
             run_id=self._run_id,
+            beside=tuple(self.beside),
         )

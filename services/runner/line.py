@@ -5,35 +5,28 @@ Of all runners of a line one is handed all of its ticks (its consumer is pinned)
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
-from nats.aio.msg import Msg
-
 from services.runner.claims import Claims, Whose
 from services.runner.measure import not_run
-from services.runner.offer import Offer
-from shared.connect import NATS_AWAY
+from services.runner.offer import Ended, Offer
 from shared.events import Failure, Result, Status, Tick
 from shared.provision import REDELIVER_AFTER_S
 from shared.waiting import happens
 
 log = logging.getLogger(__name__)
 
-REMEMBERED = 1_000
-
-
 Measure = Callable[[Offer], Awaitable[Result]]
-Publish = Callable[[Offer, Result], Awaitable[None]]
+Publish = Callable[[Sequence[Result]], Awaitable[None]]
 
 
 class Line:
     """Takes ticks with `offer`, measures them one after another in `run`, and hands back with `stop` what has not ended.
 
     A tick that is for any line of the site waits at each of them: when it is its turn it is measured if `claims` says that this
-    line has it. `measure` runs an engine and returns a result whatever happens; `publish` returns when the result is in the stream.
+    line has it. `measure` runs an engine and returns a result whatever happens; `publish` returns when the results are in the stream.
     """
 
     def __init__(self, runner: str, measure: Measure, publish: Publish, claims: Claims) -> None:
@@ -41,7 +34,7 @@ class Line:
         self._waiting: list[Offer] = []
         self._current: Offer | None = None
         self._measuring: asyncio.Task[Result] | None = None
-        self._ended: deque[UUID] = deque(maxlen=REMEMBERED)
+        self._ended = Ended()
         self._changed = asyncio.Event()
         self._stopping = False
 
@@ -49,7 +42,7 @@ class Line:
         """Take ticks in: each waits for its turn, or ends as its overlap policy says."""
         for offer in offers:
             if offer.tick.run_id in self._ended:
-                await _acknowledge(offer.message)  # its result is in the stream: only the acknowledgement was lost
+                await offer.acknowledge()  # its result is in the stream: only the acknowledgement was lost
             elif known := self._known(offer.tick.run_id):
                 known.message = offer.message
             else:
@@ -133,9 +126,9 @@ class Line:
     async def _forget(self, offer: Offer) -> None:
         if offer in self._waiting:
             self._waiting.remove(offer)
-            self._ended.append(offer.tick.run_id)
+            self._ended.add(offer.tick.run_id)
             log.info("run left to another line", extra={"run_id": offer.tick.run_id, "schedule": offer.tick.schedule})
-            await _acknowledge(offer.message)
+            await offer.acknowledge()
 
     async def _measure_one(self, offer: Offer) -> None:
         self._current = offer
@@ -157,19 +150,16 @@ class Line:
 
     async def _end(self, offer: Offer, result: Result) -> None:
         """Publish a result and only then acknowledge its tick: a crash in between has it measured again, and stored once."""
-        await self._publish(offer, result)
-        self._ended.append(offer.tick.run_id)
-        await _acknowledge(offer.message)
+        await self._publish([result])
+        self._ended.add(offer.tick.run_id)
+        await offer.acknowledge()
 
     async def _keep(self) -> None:
         """Tell the server again and again that these ticks are being looked after, and see which of them other lines have by now."""
         while True:
             await asyncio.sleep(REDELIVER_AFTER_S[0] / 3)
             for offer in (*([self._current] if self._current else []), *self._waiting):
-                try:
-                    await offer.message.in_progress()
-                except NATS_AWAY as error:
-                    log.warning("could not say that the run goes on", extra={"error": str(error) or type(error).__name__})
+                await offer.keep()
             await asyncio.gather(*(self._look(offer) for offer in self._waiting if offer.is_anybodys))
 
     async def _look(self, offer: Offer) -> None:
@@ -179,11 +169,3 @@ class Line:
 
 def _name(tick: Tick) -> str:
     return f"run of {tick.schedule}" if tick.schedule else "run that was asked for"
-
-
-async def _acknowledge(message: Msg) -> None:
-    try:
-        await message.ack_sync()
-    except NATS_AWAY as error:
-        # the result is safe; should the acknowledgement be lost, the tick comes again and is acknowledged then
-        log.warning("tick not acknowledged", extra={"error": str(error) or type(error).__name__})

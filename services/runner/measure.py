@@ -16,6 +16,19 @@ LARGEST_RESULT = 512 * 1024
 """In bytes; the server refuses messages over 1 MiB."""
 
 
+def uses_line(tick: Tick) -> bool:
+    """Return whether a run takes its turn on the line, be it for its fallback; so does one that every line of the site waits to measure."""
+    asked = [(tick.engine, tick.options), *([(tick.fallback.engine, tick.fallback.options)] if tick.fallback else [])]
+    return tick.line == ANY or any(_uses_line(engine, options) for engine, options in asked)
+
+
+def _uses_line(engine: str, options: dict[str, Any]) -> bool:
+    try:
+        return load(engine).uses_line(options)
+    except (ProbeError, ConfigurationError):  # its result will say so
+        return True
+
+
 async def measure(tick: Tick, runner: str, attempt: int, report: Report, labels: Sequence[str] = ()) -> Result:
     """Run the engine that a tick asks for, or its fallback, and return the result, a failed one included.
 
@@ -74,19 +87,18 @@ class _Run:
             log = traceback.format_exc()
         try:
             result = self._ended(engine, outcome, log, version)
-            _must_be_storable(result)
+            size = _size_as_stored(result)
         except (ValueError, TypeError, RecursionError) as error:
             return self._ended(engine, _failure("crashed", f"engine {engine} returned what cannot be kept: {error}"))
-        if (size := len(result.to_json())) > LARGEST_RESULT:
+        if size > LARGEST_RESULT:
             reason = f"engine {engine} returned {size} bytes; at most {LARGEST_RESULT} can be kept"
             return self._ended(engine, _failure("too_large", reason))
         return result
 
     def _ended(self, engine: str, outcome: Measurement | Failure, log: str = "", version: str | None = None) -> Result:
         status = Status.SUCCEEDED if isinstance(outcome, Measurement) else Status.FAILED
-        result = _result(self.tick, self.runner, self.attempt, self.started_at, status, outcome)
-        told = _storable(version)[:1_000] if version else None
-        return result.model_copy(update={"engine": engine, "engine_version": told, "log": _storable(log)[-8_000:]})
+        told = {"engine": engine, "engine_version": _storable(version)[:1_000] if version else None, "log": _storable(log)[-8_000:]}
+        return _result(self.tick, self.runner, self.attempt, self.started_at, status, outcome, **told)
 
 
 def _failure(kind: str, message: str) -> Failure:
@@ -99,11 +111,16 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "")
 
 
-def _must_be_storable(result: Result) -> None:
-    """Raise ValueError for a result that the recorder or Postgres would refuse: here it can still become a failed one."""
-    Result.model_validate_json(result.to_json())
+def _size_as_stored(result: Result) -> int:
+    """Return how many bytes a result takes.
+
+    Raises: ValueError for one that the recorder or Postgres would refuse: here it can still become a failed one.
+    """
+    as_json = result.to_json()
+    Result.model_validate_json(as_json)
     if result.measurement and _holds_nul(result.measurement.details):
         raise ValueError("its details hold a NUL character")
+    return len(as_json)
 
 
 def _holds_nul(value: object) -> bool:
@@ -114,9 +131,12 @@ def _holds_nul(value: object) -> bool:
     return isinstance(value, str) and "\x00" in value
 
 
-def _result(tick: Tick, runner: str, attempt: int, started_at: datetime | None, status: Status, outcome: Measurement | Failure) -> Result:
+def _result(
+    tick: Tick, runner: str, attempt: int, started_at: datetime | None, status: Status, outcome: Measurement | Failure, **told: Any
+) -> Result:
+    known = {name: getattr(tick, name) for name in ("run_id", "site", "schedule", "trigger", "engine", "due_at", "start_at", "line")}
     return Result(
-        **tick.model_dump(include={"run_id", "site", "schedule", "trigger", "engine", "due_at", "start_at", "line"}),
+        **{**known, **told},
         status=status,
         runner=runner,
         attempt=attempt,

@@ -1,12 +1,20 @@
 """A tick that was handed to a runner."""
 
+import logging
 import time
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import count
+from uuid import UUID
 
 from nats.aio.msg import Msg
 
+from shared.connect import NATS_AWAY
 from shared.events import ANY, Tick
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 1_000
 
 _numbers = count()
 
@@ -34,3 +42,36 @@ class Offer:
     def is_anybodys(self) -> bool:
         """Whether every line of the site was handed it, and one of them is to measure it."""
         return self.tick.line == ANY
+
+    async def keep(self) -> None:
+        """Tell the server that the tick is being looked after."""
+        try:
+            await self.message.in_progress()
+        except NATS_AWAY as error:
+            log.warning("could not say that the run goes on", extra={"error": str(error) or type(error).__name__})
+
+    async def acknowledge(self) -> None:
+        """Tell the server that the tick has ended, once its result is in the stream.
+
+        Without waiting for an answer: should it be lost, the tick comes again and is acknowledged then.
+        """
+        try:
+            await self.message.ack()
+        except NATS_AWAY as error:
+            log.warning("tick not acknowledged", extra={"error": str(error) or type(error).__name__})
+
+
+class Ended:
+    """The runs that ended here last: a tick of one of them that comes again has only lost its acknowledgement."""
+
+    def __init__(self) -> None:
+        self._runs: OrderedDict[UUID, None] = OrderedDict()
+
+    def add(self, run_id: UUID) -> None:
+        """Remember a run whose result is in the stream, and forget the oldest of too many."""
+        self._runs[run_id] = None
+        if len(self._runs) > REMEMBERED:
+            self._runs.popitem(last=False)
+
+    def __contains__(self, run_id: UUID) -> bool:
+        return run_id in self._runs

@@ -158,9 +158,9 @@ async def test_a_line_leaves_what_it_cannot_measure_to_one_that_can(bus: Bus, st
     nowhere = await bus.tick(tick={"line": ANY, "labels": ["nowhere"]})
     exotic = await bus.tick("teleport", tick={"line": ANY})
     saved = await bus.tick("teleport", tick={"line": ANY, "fallback": {"engine": "noop"}})
-    both = [await bus.tick(tick={"line": "fibre", "overlap": "skip"})]
+    both = [await bus.tick(seconds=0.01, tick={"line": "fibre", "overlap": "skip"})]
     await results(bus, 1)
-    both.append(await bus.tick(tick={"line": "fibre", "overlap": "queue_one"}))
+    both.append(await bus.tick(seconds=0.01, tick={"line": "fibre", "overlap": "queue_one"}))
     found = await results(bus, 7, LEFT_TO_FALLBACK_S + 20)
     ended = {result.run_id: result for result in found}
     assert [result.run_id for result in found] == [
@@ -187,7 +187,7 @@ async def test_a_line_goes_on_with_its_own_while_nothing_can_be_claimed(bus: Bus
     await lines(bus, start)
     await bus.js.delete_stream(subjects.CLAIMS)
     waiting = [await bus.tick(tick={"line": ANY}) for _ in range(20)]
-    own = [await bus.tick(tick={"line": line}) for line in LINES]
+    own = [await bus.tick(seconds=0.01, tick={"line": line}) for line in LINES]
     assert {result.run_id for result in await results(bus, 2)} == {tick.run_id for tick in own}
     await provision(bus.js)
     found = await results(bus, 22, 30)

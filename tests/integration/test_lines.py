@@ -12,6 +12,9 @@ from shared.runners import Runner
 from tests.integration.conftest import Bus, Start, until
 from tests.servers import Nats
 
+BRIEF_S = 0.01
+"""What takes any time at all takes it on the line."""
+
 
 async def results(bus: Bus, count: int, deadline_s: float = 20) -> list[Result]:
     """Wait for so many results and return all there are, in the order in which they were published."""
@@ -53,7 +56,7 @@ async def test_two_processes_on_one_line_take_turns_across_restarts_of_the_serve
         await until(lambda: busy(bus), 40)
         await asyncio.to_thread(nats_server.kill)
         await asyncio.to_thread(nats_server.start)
-        await bus.tick()
+        await bus.tick(seconds=BRIEF_S)
         ticks += 2
         found = await results(bus, ticks, 60)
         assert at_once(found) == 0
@@ -71,7 +74,7 @@ async def test_two_processes_on_one_line_take_turns_even_when_one_is_killed(bus:
     one, other = (first, second) if first.metric("refresher_run_wait_seconds_count") else (second, first)
     assert other.metric("refresher_run_wait_seconds_count") == 0, "one of them has the line"
     one.kill()
-    ticks.append(await bus.tick())
+    ticks.append(await bus.tick(seconds=BRIEF_S))
     # the pin is lost after a silence, and then what the first one had been handed is delivered again
     found = await results(bus, 6, UNPINNED_AFTER_S + 60)
     assert {result.run_id for result in found[-2:]} == {ticks[-1].run_id, long.run_id}
@@ -84,7 +87,7 @@ async def test_a_runner_that_leaves_hands_the_line_over_at_once(bus: Bus, start:
     first, second = start("runner"), start("runner")
     await bus.tick(seconds=30)
     await until(lambda: busy(bus))
-    waiting = await bus.tick()
+    waiting = await bus.tick(seconds=BRIEF_S)
     one = first if first.metric("refresher_run_wait_seconds_count") else second
     before = time.monotonic()
     one.stop()
@@ -126,10 +129,10 @@ async def test_a_run_that_finds_the_line_busy_does_as_its_schedule_says(bus: Bus
     start("runner")
     first = await bus.tick(seconds=3)
     await until(lambda: busy(bus))
-    skipped = await bus.tick(tick={"overlap": "skip"})
-    queued = await bus.tick(tick={"overlap": "queue_one"})
-    crowded = await bus.tick(tick={"overlap": "queue_one"})
-    patient = await bus.tick()
+    skipped = await bus.tick(seconds=BRIEF_S, tick={"overlap": "skip"})
+    queued = await bus.tick(seconds=BRIEF_S, tick={"overlap": "queue_one"})
+    crowded = await bus.tick(seconds=BRIEF_S, tick={"overlap": "queue_one"})
+    patient = await bus.tick(seconds=BRIEF_S)
     found = {result.run_id: result for result in await results(bus, 5)}
     order = [result.run_id for result in await results(bus, 5)]
     assert order == [each.run_id for each in (skipped, crowded, first, queued, patient)]
@@ -146,8 +149,8 @@ async def test_a_run_may_cut_another_one_short(bus: Bus, start: Start) -> None:
     start("runner")
     long = await bus.tick(seconds=60)
     await until(lambda: busy(bus))
-    waiting = await bus.tick()
-    urgent = await bus.tick(tick={"overlap": "cancel_other"})
+    waiting = await bus.tick(seconds=BRIEF_S)
+    urgent = await bus.tick(seconds=BRIEF_S, tick={"overlap": "cancel_other"})
     found = await results(bus, 3)
     assert [result.run_id for result in found] == [each.run_id for each in (long, urgent, waiting)]
     assert kinds(found) == [(Status.SKIPPED, "cancelled"), (Status.SUCCEEDED, None), (Status.SUCCEEDED, None)]
@@ -159,7 +162,7 @@ async def test_the_highest_priority_goes_first(bus: Bus, start: Start) -> None:
     start("runner")
     first = await bus.tick(seconds=3)
     await until(lambda: busy(bus))
-    others = [await bus.tick(tick={"priority": priority}) for priority in (0, 5, 9, 5)]
+    others = [await bus.tick(seconds=BRIEF_S, tick={"priority": priority}) for priority in (0, 5, 9, 5)]
     order = [result.run_id for result in await results(bus, 5)]
     assert order == [each.run_id for each in (first, others[2], others[1], others[3], others[0])]
 
@@ -169,7 +172,7 @@ async def test_who_waits_for_too_long_is_told_in_time(bus: Bus, start: Start) ->
     start("runner")
     long = await bus.tick(seconds=8)
     await until(lambda: busy(bus))
-    late = await bus.tick(expires_in_s=1)
+    late = await bus.tick(expires_in_s=1, seconds=BRIEF_S)
     found = await results(bus, 2)
     assert [result.run_id for result in found] == [late.run_id, long.run_id]
     assert kinds(found) == [(Status.MISSED, "expired"), (Status.SUCCEEDED, None)]

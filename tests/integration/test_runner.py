@@ -168,7 +168,7 @@ async def test_runs_in_quick_succession_share_their_heartbeats(bus: Bus, start: 
     await result_of(bus, (await bus.tick()).run_id)
     stream = f"KV_{subjects.RUNNERS}"
     began, before = time.monotonic(), (await bus.js.stream_info(stream)).state.last_seq
-    ticks = await asyncio.gather(*(bus.tick() for _ in range(60)))
+    ticks = await asyncio.gather(*(bus.tick(seconds=0.001) for _ in range(60)))
     for tick in ticks:
         await result_of(bus, tick.run_id)
     written = (await bus.js.stream_info(stream)).state.last_seq - before
@@ -181,7 +181,8 @@ async def test_progress_is_told_while_it_runs(bus: Bus, start: Start) -> None:
     run_id = UUID("00000000-0000-4000-8000-000000000001")
     listening = await bus.client.subscribe(subjects.progress(run_id))
     await bus.client.flush()
-    await bus.tick(run_id=run_id)
+    await bus.tick()  # over before it has anything to tell
+    await bus.tick(run_id=run_id, seconds=1)
     progress = Progress.model_validate_json((await listening.next_msg(10)).data)
     assert (progress.phase, progress.fraction, progress.engine) == ("waiting", 0, "noop")
 

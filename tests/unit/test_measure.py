@@ -26,6 +26,7 @@ async def outcome(monkeypatch: pytest.MonkeyPatch, engine: Any, **fields: Any) -
     module.engine = engine  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(probes.BUILT_IN, "mine", f"{module.__name__}:engine")
+    probes.load.cache_clear()
     now = datetime.now(UTC)
     tick = {"run_id": uuid4(), "site": "home", "trigger": "manual", "engine": "mine", "due_at": now, "published_at": now}
     return await measure(Tick(**{**tick, "expires_at": now + timedelta(hours=1), **fields}), "runner-1", 1, silent)

@@ -9,6 +9,7 @@ group `refresher.probes`, in the same form as the lines below.
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -37,6 +38,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def uses_line(self) -> bool:
+        """Whether a run takes its turn on the line: what neither loads it nor minds that something else does need not."""
+        return True
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -51,18 +57,32 @@ class Probe:
 
         Raises: ProbeError, `misconfigured` when an option is wrong.
         """
-        if wrong := self.wrong(options):
-            reasons = "; ".join(f"{field or 'options'}: {reason}" for field, reason in wrong)
-            raise ProbeError("misconfigured", f"engine {self.name} refuses its options: {reasons}")
-        return await self.measure(self.options.model_validate(options), report)
+        try:
+            validated = self.options.model_validate(options)
+        except ValidationError as error:
+            reasons = "; ".join(f"{field or 'options'}: {reason}" for field, reason in _reasons(error))
+            raise ProbeError("misconfigured", f"engine {self.name} refuses its options: {reasons}") from None
+        return await self.measure(validated, report)
+
+    def uses_line(self, options: dict[str, Any]) -> bool:
+        """Return whether a run with these options takes its turn on the line; so does one that will be refused."""
+        try:
+            validated = self.options.model_validate(options)
+        except ValidationError:
+            return True
+        return not isinstance(validated, Options) or validated.uses_line
 
     def wrong(self, options: dict[str, Any]) -> list[tuple[str, str]]:
         """Return what is wrong with options: the path of each field, and the reason."""
         try:
             self.options.model_validate(options)
         except ValidationError as error:
-            return [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+            return _reasons(error)
         return []
+
+
+def _reasons(error: ValidationError) -> list[tuple[str, str]]:
+    return [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
 
 
 def names() -> list[str]:
@@ -70,8 +90,9 @@ def names() -> list[str]:
     return sorted({*BUILT_IN, *(entry.name for entry in entry_points(group=GROUP))})
 
 
+@cache
 def load(name: str) -> Probe:
-    """Import an engine; a built-in one wins over another package's of the same name.
+    """Import an engine, once; a built-in one wins over another package's of the same name.
 
     Raises: ProbeError `no_engine` when there is none of this name, ConfigurationError when it is not an engine.
     """

@@ -13,7 +13,12 @@ class NoopOptions(Options):
     """What the engine `noop` takes."""
 
     seconds: Annotated[float, Field(ge=0, le=600)] = 0
-    """How long to pretend to measure."""
+    """How long to pretend to measure, and to need the line for it."""
+
+    @property
+    def uses_line(self) -> bool:
+        """Whether there is anything to pretend."""
+        return self.seconds > 0
 
 
 async def measure(options: NoopOptions, report: Report) -> Measurement:

@@ -1,0 +1,77 @@
+"""Runs that do not use the line: each begins as it comes, beside the others and beside whatever is measured on the line.
+
+They wait for no turn and hold no lease, so overlap policy and priority mean nothing to them.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from uuid import UUID
+
+from services.runner.line import Measure, Publish
+from services.runner.offer import Ended, Offer
+from shared.events import Result
+from shared.provision import REDELIVER_AFTER_S
+
+log = logging.getLogger(__name__)
+
+
+class Beside:
+    """Takes ticks with `offer`, measures all of them at once, and publishes together what has ended meanwhile.
+
+    `measure` and `publish` are as for a line. The server hands out no more than `WAITING_AT_MOST` ticks before one has ended.
+    """
+
+    def __init__(self, tasks: asyncio.TaskGroup, measure: Measure, publish: Publish) -> None:
+        self._tasks, self._measure, self._publish = tasks, measure, publish
+        self._runs: dict[UUID, tuple[Offer, asyncio.Task[None]]] = {}
+        self._measured: list[tuple[Offer, Result]] = []
+        self._changed = asyncio.Event()
+        self._ended = Ended()
+        self._working = {tasks.create_task(self._end()), tasks.create_task(self._keep())}
+
+    async def offer(self, offers: Sequence[Offer]) -> None:
+        """Begin what ticks ask for."""
+        for offer in offers:
+            run_id = offer.tick.run_id
+            if run_id in self._ended:
+                await offer.acknowledge()  # its result is in the stream: only the acknowledgement was lost
+            elif known := self._runs.get(run_id):
+                known[0].message = offer.message
+            else:
+                self._runs[run_id] = offer, self._tasks.create_task(self._run(offer))
+
+    async def stop(self) -> None:
+        """Cut every run short and hand back each tick that has not ended: another runner gets it at once."""
+        tasks = {*self._working, *(task for _, task in self._runs.values())}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for offer, _ in self._runs.values():
+            log.info("run handed back", extra={"run_id": offer.tick.run_id})
+            await offer.message.nak()
+        self._runs.clear()
+
+    async def _run(self, offer: Offer) -> None:
+        result = await self._measure(offer)
+        self._measured.append((offer, result))
+        self._changed.set()
+
+    async def _end(self) -> None:
+        """Publish results and only then acknowledge their ticks, for ever: a crash in between has them measured again, and stored once."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            measured, self._measured = self._measured, []
+            await self._publish([result for _, result in measured])
+            for offer, _ in measured:
+                self._ended.add(offer.tick.run_id)
+                del self._runs[offer.tick.run_id]
+                await offer.acknowledge()
+
+    async def _keep(self) -> None:
+        """Tell the server again and again that these ticks are being looked after."""
+        while True:
+            await asyncio.sleep(REDELIVER_AFTER_S[0] / 3)
+            for offer in [offer for offer, _ in self._runs.values()]:
+                await offer.keep()
