@@ -138,7 +138,7 @@ def versions() -> str:
 def main() -> None:
     """Measure, print, and write the page where one is named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_500, help="a round and side")
+    parser.add_argument("--rows", type=int, default=2_500, help="a round and side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=20, help="of ten tasks a second, a side")
     parser.add_argument("--page", type=Path)
