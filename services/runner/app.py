@@ -77,8 +77,8 @@ class Runner:
                             await self._line.offer(in_turn)
             finally:
                 # it has first said that no other tick is wanted, else these would come straight back
-                await beside.stop()
                 await self._line.stop()
+                await beside.stop()
                 measuring.cancel()
                 await self._lease.give_back()
 

@@ -3,14 +3,20 @@
 import asyncio
 import signal
 import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from services.recorder.presence import Presence
+from services.runner.beside import Beside
+from services.runner.measure import not_run
+from services.runner.offer import Offer
 from shared import subjects
-from shared.events import Result, Status, Tick
-from shared.provision import HEARTBEAT_S, REDELIVER_AFTER_S
-from shared.runners import Runner
+from shared.events import Failure, Result, Status, Tick
+from shared.provision import HEARTBEAT_S, PIN_GROUP, REDELIVER_AFTER_S
+from shared.pull import Pull
 from tests.integration.conftest import Bus, Start, until
 
 ENGINE = """
@@ -122,16 +128,43 @@ async def test_those_that_are_measured_for_long_stay_with_their_runner(bus: Bus,
     """The server is told again and again that they are looked after, and the recorder that they are not lost."""
     start("runner", PYTHONPATH=packages)
     tick = await bus.tick("patient", seconds=17)
-    stream = f"KV_{subjects.RUNNERS}"
 
     async def is_told() -> bool:
-        entries = [
-            (await bus.js.get_last_msg(stream, key)).data
-            for key in (await bus.js.stream_info(stream, subjects_filter=">")).state.subjects or {}
-        ]
-        return any(tick.run_id in Runner.model_validate_json(entry).beside for entry in entries if entry)
+        return (await Presence(1).look(bus.js, datetime.now(UTC))).busy == {tick.run_id}
 
     await until(is_told, HEARTBEAT_S + 5)
     (result,) = await results(bus, 1, 30)
     assert result.attempt == 1
     assert ended(await results(bus, 1), tick)
+
+
+async def test_a_tick_that_comes_again_is_not_measured_again(bus: Bus) -> None:
+    """Neither while it is being measured nor when only its acknowledgement was lost; either way it is acknowledged."""
+    measured: list[int] = []
+    go_on = asyncio.Event()
+
+    async def measure(offer: Offer) -> Result:
+        measured.append(offer.attempt)
+        await go_on.wait()
+        return not_run(offer.tick, "runner-1", offer.attempt, Status.MISSED, Failure(kind="expired", message="too late"))
+
+    async def publish(results: Sequence[Result]) -> None:
+        assert [result.run_id for result in results] == [tick.run_id]
+
+    async def acknowledged() -> bool:
+        return not await in_flight(bus)
+
+    tick = await bus.tick()
+    async with asyncio.TaskGroup() as tasks, Pull(bus.client, bus.js, subjects.TICKS, "runner-home", batch=1, group=PIN_GROUP) as pull:
+        beside = Beside(tasks, measure, publish)
+        (first,) = await pull.next()
+        await beside.offer([Offer(tick, first)])
+        await first.nak()
+        await beside.offer([Offer(tick, *(await pull.next()))])
+        go_on.set()
+        await until(acknowledged)
+        await bus.tick()  # its message stands for that of the first one, a third time
+        await beside.offer([Offer(tick, *(await pull.next()))])
+        await until(acknowledged)
+        await beside.stop()
+    assert measured == [1]

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from services.runner import probes
-from services.runner.measure import LARGEST_RESULT, measure
+from services.runner.measure import LARGEST_RESULT, measure, uses_line
 from services.runner.probes import Options, Report
 from shared.errors import ConfigurationError, ProbeError
 from shared.events import Failure, Measurement, Result, Status, Tick
@@ -162,3 +162,24 @@ async def test_what_is_no_engine_says_why(monkeypatch: pytest.MonkeyPatch) -> No
     assert result.failure
     assert result.failure == Failure(kind="misconfigured", message=result.failure.message)
     assert "pydantic model" in result.failure.message
+
+
+@pytest.mark.parametrize(
+    ("asked", "uses"),
+    [
+        ({"engine": "noop"}, False),
+        ({"engine": "noop", "options": {"seconds": 1}}, True),
+        ({"engine": "noop", "options": {"second": 1}}, True),
+        ({"engine": "connectivity"}, True),
+        ({"engine": "teleport"}, True),
+        ({"engine": "noop", "fallback": {"engine": "noop"}}, False),
+        ({"engine": "noop", "fallback": {"engine": "connectivity"}}, True),
+        ({"engine": "noop", "line": "lte"}, False),
+        ({"engine": "noop", "line": "any"}, True),
+    ],
+)
+def test_a_run_takes_its_turn_unless_its_engine_does_not_use_the_line(asked: dict[str, Any], uses: bool) -> None:
+    """What is wrong or not here takes it as well, and what its fallback or another line might need."""
+    now = datetime.now(UTC)
+    tick = {"run_id": uuid4(), "site": "home", "trigger": "manual", "due_at": now, "published_at": now, "expires_at": now}
+    assert uses_line(Tick(**{**tick, **asked})) is uses
