@@ -6,11 +6,11 @@ finds the same instants.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
+from typing import NamedTuple
 
 from shared import cron, randomly
 from shared.exclusions import Calendar, calendar
@@ -81,7 +81,7 @@ def same_everywhere(schedule: Schedule) -> bool:
     return not (schedule.spread_s or schedule.jitter_s or differs_by_site(schedule.timing))
 
 
-_MOMENT = timedelta(microseconds=1)
+_MOMENT, _SECOND = timedelta(microseconds=1), timedelta(seconds=1)
 _EXCLUDED_IN_A_ROW = 1_000
 """So often is an instant looked for after an exclusion; then everything is excluded, and none will ever be due."""
 _WALKED = timedelta(hours=6)
@@ -89,9 +89,11 @@ _WALKED = timedelta(hours=6)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """What the instants of a schedule at a site depend on: the same for all sites where they are due at once."""
+class _Rule(NamedTuple):
+    """What the instants of a schedule at a site depend on: the same for all sites where they are due at once.
+
+    One is made for every question, so it is of the kind that is made quickest.
+    """
 
     key: str
     timing: Interval | Cron | Once | Manual | Random
@@ -235,7 +237,7 @@ def _floor(moment: datetime, every: int, phase: int) -> int:
 
 
 def _seconds(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(seconds=1)
+    return (moment - _EPOCH) // _SECOND
 
 
 def _at(seconds: int) -> datetime:
