@@ -68,6 +68,8 @@ class Scheduler:
                 for each in (*(Change(name, None) for name in gone), *change.changes):
                     self._apply(each)
                 gc.freeze()  # else a collection of garbage now and then holds up every tick while it looks through the whole plan
+                took_s = round(time.monotonic() - change.asked_at, 3)
+                log.info("schedules read", extra={"schedules": len(change.changes), "took_s": took_s})
             else:
                 self._apply(change)
             self._count()

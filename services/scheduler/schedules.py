@@ -4,8 +4,9 @@ import asyncio
 import gc
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -40,6 +41,8 @@ class Snapshot:
     """Everything that is in the bucket: what is not named here is gone."""
 
     changes: tuple[Change, ...]
+    asked_at: float = field(default_factory=time.monotonic)
+    """When the bucket was asked for it, on the monotonic clock."""
 
 
 async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot | Change]:
@@ -50,6 +53,7 @@ async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot
     nats-py's own watcher is not used: it stays silent for ever once the server has forgotten its consumer.
     """
     while True:
+        asked_at = time.monotonic()
         try:
             consumer = await js.add_consumer(_STREAM, _consumer())
             async with Pull(client, js, _STREAM, consumer.name, batch=1_000) as pull:
@@ -60,7 +64,7 @@ async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot
                     first += [_change(message) for message in messages]
                     gc.freeze()  # they stay: to look through all of them time and again for what is garbage would take half of the time
                     left = messages[-1].metadata.num_pending
-                yield Snapshot(tuple(first))
+                yield Snapshot(tuple(first), asked_at)
                 while True:
                     for message in await pull.next():
                         yield _change(message)

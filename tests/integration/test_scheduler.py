@@ -78,6 +78,17 @@ async def test_after_downtime_at_most_one_tick_is_caught_up(bus: Bus, start: Sta
     assert tick.expires_at > now
 
 
+async def test_it_says_what_it_read(bus: Bus, start: Start) -> None:
+    """One line tells how many schedules there were, and how long it took until all of them were planned."""
+    for number in range(3):
+        await bus.put(interval(f"s{number}", 3600))
+    scheduler = start("scheduler")
+    await until(lambda: _is(scheduler.metric, 'refresher_schedules{state="enabled"}', 3))
+    (told,) = (line for line in map(json.loads, scheduler.log.read_text().splitlines()) if line["action"] == "schedules read")
+    assert told["schedules"] == 3
+    assert 0 < told["took_s"] < 20
+
+
 async def test_an_invalid_schedule_harms_nobody_else(bus: Bus, start: Start) -> None:
     """A value that somebody wrote by hand is told in log and metrics; the others run."""
     scheduler = start("scheduler")
