@@ -5,7 +5,8 @@ import gc
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from nats.aio.client import Client
@@ -57,14 +58,8 @@ async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot
         try:
             consumer = await js.add_consumer(_STREAM, _consumer())
             async with Pull(client, js, _STREAM, consumer.name, batch=1_000) as pull:
-                first: list[Change] = []
-                left = consumer.num_pending or 0
-                while left > 0:
-                    messages = await pull.next()
-                    first += [_change(message) for message in messages]
-                    gc.freeze()  # they stay: to look through all of them time and again for what is garbage would take half of the time
-                    left = messages[-1].metadata.num_pending
-                yield Snapshot(tuple(first), asked_at)
+                with _nothing_collected():
+                    yield Snapshot(await _everything(pull, consumer.num_pending or 0), asked_at)
                 while True:
                     for message in await pull.next():
                         yield _change(message)
@@ -75,6 +70,25 @@ async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot
         except NATS_AWAY as error:
             log.warning("the schedules cannot be read, trying again", extra={"error": str(error) or type(error).__name__})
             await asyncio.sleep(0.5)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Look for no garbage meanwhile: what is read and planned stays, and to look through all of it time and again takes half as long."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+async def _everything(pull: Pull, left: int) -> tuple[Change, ...]:
+    found: list[Change] = []
+    while left > 0:
+        messages = await pull.next()
+        found += [_change(message) for message in messages]
+        left = messages[-1].metadata.num_pending
+    return tuple(found)
 
 
 def _consumer() -> ConsumerConfig:
