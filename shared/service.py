@@ -30,12 +30,15 @@ from starlette.routing import Route
 from shared import logs
 from shared.connect import client_of
 from shared.settings import Settings, refuse
+from shared.waiting import happens
 
 log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Settings)
 
 STOP_WITHIN_S = 10.0
+DATE_EVERY_S = 1.0
+"""How often the date in the answers is set anew."""
 STUCK_AFTER_S = 60.0
 """An event loop that has not turned for this long will not turn again: end the process, the supervisor restarts it."""
 
@@ -172,15 +175,23 @@ class Service:
 
 
 class _Server(uvicorn.Server):
-    """Says that it stops before it waits for its connections: a live feed keeps one open for ever."""
+    """Says that it stops before it waits for its connections, since a live feed keeps one open for ever; and lets the idle rest.
+
+    uvicorn wakes ten times a second to see whether it is to stop. Of what services use that mostly wait, that is a large part.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._service.stopping.set()
         super().handle_exit(sig, frame)
+        # a signal by itself does not wake the loop from its waiting
+        asyncio.get_running_loop().call_soon_threadsafe(self._service.stopping.set)
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # which keeps the date in the answers right
+            await happens(self._service.stopping, DATE_EVERY_S)
 
 
 def start(name: str, kind: type[S], build: Callable[[S], tuple[Service, Any]]) -> None:

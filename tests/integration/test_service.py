@@ -122,3 +122,41 @@ def test_a_file_that_cannot_be_used_is_named(variable: str, name: str, tmp_path:
     assert variable in told
     assert str(tmp_path / name) in told
     assert "Traceback" not in told
+
+
+_QUIET = """
+from starlette.applications import Starlette
+from services.scheduler.settings import SchedulerSettings
+from shared import service
+from shared.connect import broker
+
+service.DATE_EVERY_S = 3_600
+
+def build(settings):
+    built = service.Service("scheduler", broker(settings, "scheduler"))
+    return built, Starlette(routes=built.routes())
+
+service.start("scheduler", SchedulerSettings, build)
+"""
+
+
+async def test_a_service_that_nothing_wakes_stops_when_it_is_told(unused_port: int) -> None:
+    """A signal ends its waiting at once, and not when it next looks at the clock."""
+    environment = {**os.environ, "REFRESHER_SCHEDULER_PORT": str(unused_port)}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", _QUIET, env=environment)
+
+    async def answers() -> bool:
+        try:
+            async with httpx.AsyncClient() as http:
+                answer = await http.get(f"http://127.0.0.1:{unused_port}/health/live")
+        except httpx.TransportError:
+            return False
+        return "date" in answer.headers
+
+    try:
+        await until(answers, 20)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) in (0, -signal.SIGTERM)
+    finally:
+        if process.returncode is None:
+            process.kill()
