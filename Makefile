@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test coverage test-faults check format lock dashboards bench-accuracy bench-idle bench-latency bench-pipeline bench-reads bench-scheduler bench-testserver clean backup restore secrets up down
+.PHONY: help run cluster test coverage test-faults check format lock dashboards bench-accuracy bench-footprint bench-latency bench-pipeline bench-reads bench-scheduler bench-testserver clean backup restore secrets up down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,8 +67,8 @@ up: ## run the composed system on this machine (Docker)
 down: ## stop the composed system; its data stays
 	@docker compose --file deploy/compose.yml down
 
-bench-idle: $(VENV)/.dev ## memory and CPU of the idle embedded system
-	$(BIN)/python -m bench.idle
+bench-footprint: $(VENV)/.dev ## memory and CPU of the idle embedded system, part by part, and how soon it starts
+	$(BIN)/python -m bench.footprint --page docs/benchmarks.md
 
 bench-latency: $(VENV)/.dev ## tick published to row readable in the API
 	$(BIN)/python -m bench.latency

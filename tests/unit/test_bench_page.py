@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import footprint
 from bench.page import table, write
 from bench.pipeline.__main__ import Measured
 from bench.pipeline.report import ALWAYS, LATE, LOGGED, OURS, TUNED, rows, verdicts
@@ -46,3 +47,16 @@ def test_a_bar_is_held_against_ratios_of_the_same_round() -> None:
     assert [line.split(" ×")[0] for line in told] == ["- 25.0", "- 25.0", "- 20.0", "- 6.0", "- 1.1", "- 1.1"]
     assert ["missed" in line for line in told] == [False, True, False, False, True, False]
     assert rows(measured)[0][1] == "2,000 (300 to 5,000)"
+
+
+def test_the_footprint_is_that_of_all_parts() -> None:
+    """Sums of parts, medians of starts, each against its bar."""
+    part = footprint.Part(150 * 2**20, 0.009, 10.0)
+    told = footprint.report({"api": part, "NATS": part}, footprint.Starts(9.0, [2.0, 5.0, 2.5], [0.2, 0.31, 0.4]))
+    assert "| **the whole** | **300** | **1.80%** | **20** |" in told
+    assert told[-4:] == [
+        "- idle: 300 MB (bar 250: **missed**), 1.80 % of one core (bar 2)",
+        "- first start, with an empty directory: 9.0 s",
+        "- warm start: 2.50 s (bar 3), 2.00 to 5.00 in 3",
+        "- `refresher --help`: 0.31 s (bar 0.3: **missed**), 0.20 to 0.40 in 3",
+    ]
