@@ -79,8 +79,8 @@ bench-pipeline: $(VENV)/.dev .venv-bench/.done ## tick to committed row beside C
 bench-reads: $(VENV)/.dev .venv-bench/.done ## reads over ten million results, beside Django; takes 6 GB meanwhile; ROWS= for fewer
 	$(BIN)/python -m bench.reads --page docs/benchmarks.md $(if $(ROWS),--rows $(ROWS))
 
-bench-scheduler: $(VENV)/.dev ## how late the ticks of many schedules are
-	$(BIN)/python -m bench.scheduler
+bench-scheduler: $(VENV)/.dev .venv-bench/.done ## how late the ticks of many schedules are, beside celery beat, 10 minutes; SIZES=10000 for one number
+	$(BIN)/python -m bench.scheduler --page docs/benchmarks.md $(if $(SIZES),--sizes $(SIZES))
 
 bench-testserver: $(VENV)/.dev ## what the test server carries on loopback
 	$(BIN)/python -m bench.testserver

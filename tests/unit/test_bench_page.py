@@ -8,6 +8,8 @@ from bench import footprint
 from bench.page import table, write
 from bench.pipeline.__main__ import Measured
 from bench.pipeline.report import ALWAYS, LATE, LOGGED, OURS, TUNED, rows, verdicts
+from bench.scheduler import fires, ours
+from bench.scheduler import report as of_scheduler
 
 
 def _measured(*rates: float, cpu_s: float = 1.0, latencies_ms: tuple[float, ...] = (1.0,)) -> Measured:
@@ -47,6 +49,44 @@ def test_a_bar_is_held_against_ratios_of_the_same_round() -> None:
     assert [line.split(" ×")[0] for line in told] == ["- 25.0", "- 25.0", "- 20.0", "- 6.0", "- 1.1", "- 1.1"]
     assert ["missed" in line for line in told] == [False, True, False, False, True, False]
     assert rows(measured)[0][1] == "2,000 (300 to 5,000)"
+
+
+def _scheduled(side: str, rate: int, late_ms: float, *, missing: int = 0, loaded_s: float | None = None) -> fires.Measured:
+    burst = fires.Burst(2 * rate, 2.0)
+    late = [fires.Fire(f"s{number}", 100.0, 100.0 + (late_ms if number < 2 else 1.0) / 1e3) for number in range(100)]
+    return fires.Measured(side, 1.5, burst, fires.Minute(100 + missing, late, 0.1, 2**20), loaded_s)
+
+
+def test_a_scheduler_is_held_to_its_bars() -> None:
+    """Lateness, burst and reading each against the bar of that many schedules; an instant without a tick is told, and so is a miss."""
+    peer = _scheduled("celery beat", 10, 5_000.0, missing=40)
+    good = of_scheduler.verdicts(10_000, [_scheduled("Refresher", 5_000, 9.9, loaded_s=2.0), peer])
+    assert good == [
+        "- p99 9.9 ms late (bar 10 ms)",
+        "- a burst 500 × as fast as celery beat's (bar 500 ×)",
+        "- read, checked and planned in 2.00 s",
+    ]
+    bad = of_scheduler.verdicts(100_000, [_scheduled("Refresher", 4_000, 250.1, missing=3, loaded_s=1.01), peer])
+    assert bad[0] == "- p99 250.1 ms late (bar 250 ms: **missed**)"
+    assert bad[1] == "- **3 instants have no tick**"
+    assert bad[-1] == "- read, checked and planned in 1.01 s (bar 1 s: **missed**)"
+    assert of_scheduler.rows([peer])[0][1] == "100 of 140"
+
+
+def test_of_a_schedule_that_fires_twice_the_first_counts() -> None:
+    """What beat fires a minute later is not due in the minute that is watched, and what is due outside of it neither."""
+    found = [fires.Fire("a", 1.0, 2.0), fires.Fire("a", 1.0, 62.0), fires.Fire("b", 60.0, 60.0), fires.Fire("a", 0.9, 1.0)]
+    assert fires.within(found, 1.0, 60.0) == found[:1]
+
+
+def test_many_schedules_are_a_mixture_that_runs_as_often() -> None:
+    """Half of 100,000 are crons in every zone; the others run so often that there is one run a minute each on average."""
+    made = list(ours.schedules(ours.MIXED_FROM))
+    crons = [each.timing for each in made if each.timing.kind == "cron"]
+    assert len(crons) == len(made) / 2
+    assert {timing.zone for timing in crons} == set(ours.ZONES)
+    assert len({(timing.expression, timing.zone) for timing in crons}) > 1_000
+    assert {each.timing.phase_s for each in made if each.timing.kind == "interval"} == set(range(30))
 
 
 def test_the_footprint_is_that_of_all_parts() -> None:

@@ -1,0 +1,120 @@
+"""celery beat with django-celery-beat's database scheduler, its broker a Redis in memory, its database a PostgreSQL."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from bench.pipeline.redis import Redis
+from bench.scheduler.fires import Burst, Fire, Measured, Minute, within
+from services.embedded import postgres
+from tests import ports
+from tests.servers import port_of, start, stop, wait_for_port
+
+PEERS = Path(".venv-bench/bin").absolute()
+_BEAT = ("celery", "-A", "bench.scheduler.peers.with_beat", "beat", "--scheduler", "django_celery_beat.schedulers:DatabaseScheduler")
+STARTS_WITHIN_S = 90.0
+"""How long its first fire is waited for: it reads and compares all schedules before."""
+
+
+class _Servers:
+    def __init__(self, directory: Path) -> None:
+        (directory / "ports.json").write_text(f'{{"postgres": {ports.take()}}}')
+        database = postgres.prepare(directory)
+        self.postgres = start(database.program)
+        wait_for_port(port_of(database.url.replace("/postgres?", "/")))
+        self.redis = Redis(directory / "redis", on_disk=False)
+        self.log = directory / "beat.log"
+        self._environment = {
+            **os.environ,
+            "BENCH_REDIS_URL": self.redis.url,
+            "BENCH_DATABASE_URL": database.url,
+            "DJANGO_SETTINGS_MODULE": "bench.scheduler.peers.settings",
+            "PYTHONPATH": str(Path.cwd()),
+        }
+
+    def run(self, *command: str) -> None:
+        """Run a program of the peers' environment to its end."""
+        subprocess.run([str(PEERS / command[0]), *command[1:]], env=self._environment, check=True)
+
+    @contextmanager
+    def running(self, *command: str, output: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """Run one until the block ends; its output goes to a file."""
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [str(PEERS / command[0]), *command[1:]], env=self._environment, stdout=file, stderr=None if "fires" in output.name else file
+            )
+        try:
+            yield process
+        finally:
+            stop(process)
+
+    def stop(self) -> None:
+        """Stop both."""
+        stop(self.redis.process)
+        stop(self.postgres)
+
+
+def _read(path: Path) -> list[Fire]:
+    lines = path.read_text().splitlines(keepends=True)
+    parts = (line.split() for line in lines if line.endswith("\n"))
+    return [Fire(name, float(due_at), float(at)) for name, due_at, at in parts]
+
+
+def _fill(servers: _Servers, count: int, first_due_at: float, over_s: float) -> None:
+    servers.run("python", "-m", "bench.scheduler.peers.fill", str(count), str(first_due_at), str(over_s))
+
+
+def _burst(servers: _Servers, directory: Path, count: int, seconds: int) -> tuple[float, Burst]:
+    """Start beat with everything overdue, and return how soon the first fired and how the others followed, from that one on."""
+    _fill(servers, count, time.time() - 3_600, 60)
+    output = directory / "burst-fires"
+    with servers.running("python", "-m", "bench.scheduler.peers.listen", output=output):
+        started_at = time.time()
+        with servers.running(*_BEAT, output=servers.log):
+            while not _read(output):
+                if time.time() - started_at > STARTS_WITHIN_S:
+                    raise TimeoutError(f"beat has fired nothing {STARTS_WITHIN_S:.0f} s after its start: {servers.log.read_text()}")
+                time.sleep(0.2)
+            end = time.time() + seconds
+            while time.time() < end and len(_read(output)) < count:
+                time.sleep(0.5)
+    times = [fire.at for fire in within(_read(output), 0, started_at)]
+    return times[0] - started_at, Burst(len(times) - 1, times[-1] - times[0])
+
+
+def _minute(servers: _Servers, directory: Path, count: int, seconds: int, starts_s: float) -> Minute:
+    """Start beat, and have each schedule become due once, one after another, from when on it has started."""
+    began = time.time()
+    _fill(servers, count, 0, 0)
+    since = began + 2.5 * (time.time() - began) + starts_s
+    _fill(servers, count, since, seconds)
+    output = directory / "minute-fires"
+    with (
+        servers.running("python", "-m", "bench.scheduler.peers.listen", output=output),
+        servers.running(*_BEAT, output=servers.log) as beat,
+    ):
+        process = psutil.Process(beat.pid)
+        time.sleep(max(0.0, since - time.time()))
+        before = sum(process.cpu_times()[:2])
+        time.sleep(seconds)
+        cpu = (sum(process.cpu_times()[:2]) - before) / seconds
+        memory = process.memory_full_info().pss
+        time.sleep(2)
+    return Minute(count, within(_read(output), since, since + seconds), cpu, memory)
+
+
+def measure(directory: Path, count: int, seconds: int, burst_s: int) -> Measured:
+    """Measure a burst, then a minute, each with a beat of its own."""
+    servers = _Servers(directory)
+    try:
+        servers.run("python", "-m", "django", "migrate", "--verbosity", "0")
+        first_after_s, burst = _burst(servers, directory, count, burst_s)
+        minute = _minute(servers, directory, count, seconds, 1.5 * first_after_s + 5)
+    finally:
+        servers.stop()
+    return Measured("celery beat", first_after_s, burst, minute)

@@ -1,0 +1,1 @@
+"""The peer: it runs in the virtual environment `.venv-bench`."""
