@@ -65,13 +65,15 @@ def _read(path: Path) -> list[Fire]:
     return [Fire(name, float(due_at), float(at)) for name, due_at, at in parts]
 
 
-def _fill(servers: _Servers, count: int, first_due_at: float, over_s: float) -> None:
+def _fill(servers: _Servers, count: int, first_due_at: float, over_s: float) -> float:
+    """Store schedules, and return how long that took."""
+    began = time.time()
     servers.run("python", "-m", "bench.scheduler.peers.fill", str(count), str(first_due_at), str(over_s))
+    return time.time() - began
 
 
 def _burst(servers: _Servers, directory: Path, count: int, seconds: int) -> tuple[float, Burst]:
-    """Start beat with everything overdue, and return how soon the first fired and how the others followed, from that one on."""
-    _fill(servers, count, time.time() - 3_600, 60)
+    """Start beat with everything stored overdue, and return how soon the first fired and how the others followed, from that one on."""
     output = directory / "burst-fires"
     with servers.running("python", "-m", "bench.scheduler.peers.listen", output=output):
         started_at = time.time()
@@ -88,10 +90,8 @@ def _burst(servers: _Servers, directory: Path, count: int, seconds: int) -> tupl
 
 
 def _minute(servers: _Servers, directory: Path, count: int, seconds: int, starts_s: float) -> Minute:
-    """Start beat, and have each schedule become due once, one after another, from when on it has started."""
-    began = time.time()
-    _fill(servers, count, 0, 0)
-    since = began + 2.5 * (time.time() - began) + starts_s
+    """Have each schedule become due once, one after another, from so long after now on: by then they are stored and beat has started."""
+    since = time.time() + starts_s
     _fill(servers, count, since, seconds)
     output = directory / "minute-fires"
     with (
@@ -113,8 +113,9 @@ def measure(directory: Path, count: int, seconds: int, burst_s: int) -> Measured
     servers = _Servers(directory)
     try:
         servers.run("python", "-m", "django", "migrate", "--verbosity", "0")
+        to_fill_s = _fill(servers, count, time.time() - 3_600, 60)
         first_after_s, burst = _burst(servers, directory, count, burst_s)
-        minute = _minute(servers, directory, count, seconds, 1.5 * first_after_s + 5)
+        minute = _minute(servers, directory, count, seconds, 1.4 * to_fill_s + 1.4 * first_after_s + 4)
     finally:
         servers.stop()
     return Measured("celery beat", first_after_s, burst, minute)

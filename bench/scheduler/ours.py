@@ -98,7 +98,7 @@ async def _watch(scheduler: ServiceProcess, seconds: int) -> tuple[datetime, dat
 async def _all_at_once(js: JetStreamContext, count: int) -> datetime:
     """Have more schedules become due at one instant, a while after the last of them was put; return that instant, now over."""
     now = datetime.now(UTC).replace(microsecond=0)
-    instant = now + timedelta(seconds=15 + count // 400)
+    instant = now + timedelta(seconds=8 + count // 600)
     once = [
         Schedule(name=f"b{number}", engine="noop", timing=Once(at=instant), active_since=now, start_within_s=30) for number in range(count)
     ]
