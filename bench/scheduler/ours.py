@@ -18,7 +18,7 @@ from shared import due, subjects
 from shared.provision import provision
 from shared.pull import Pull
 from shared.schedules import Cron, Interval, Once, Schedule
-from tests.servers import Nats
+from tests.servers import Nats, running
 from tests.services import ServiceProcess
 
 MIXED_FROM = 100_000
@@ -111,7 +111,11 @@ async def _all_at_once(js: JetStreamContext, count: int) -> datetime:
 
 async def measure(directory: Path, count: int, seconds: int) -> Measured:
     """Fill a server, start a scheduler, watch it for a while, and then give it a burst."""
-    server = Nats(directory)
+    with running(Nats(directory)) as server:
+        return await _measured(server, directory, count, seconds)
+
+
+async def _measured(server: Nats, directory: Path, count: int, seconds: int) -> Measured:
     durable = server.configuration.read_text()
     server.stop()
     server.configuration.write_text(durable.replace(", sync_interval: always", ""))  # to fill it is not what is measured
@@ -135,7 +139,6 @@ async def measure(directory: Path, count: int, seconds: int) -> Measured:
         scheduler.stop()
     found = await fires(client, client.jetstream(timeout=30))
     await client.close()
-    server.stop()
     first = min(fire.at for fire in found) - started_at
     last = [fire.at for fire in found if fire.schedule.startswith("b")]
     due_in_it = sum(1 for each in wanted for _ in _instants(each, since, until))
