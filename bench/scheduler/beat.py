@@ -17,6 +17,7 @@ from tests.servers import port_of, start, stop, wait_for_port
 
 PEERS = Path(".venv-bench/bin").absolute()
 _BEAT = ("celery", "-A", "bench.scheduler.peers.with_beat", "beat", "--scheduler", "django_celery_beat.schedulers:DatabaseScheduler")
+A_MINUTE_S = 60.0
 STARTS_WITHIN_S = 90.0
 """How long its first fire is waited for: it reads and compares all schedules before."""
 
@@ -92,7 +93,7 @@ def _burst(servers: _Servers, directory: Path, count: int, seconds: int) -> tupl
 def _minute(servers: _Servers, directory: Path, count: int, seconds: int, starts_s: float) -> Minute:
     """Have each schedule become due once, one after another, from so long after now on: by then they are stored and beat has started."""
     since = time.time() + starts_s
-    _fill(servers, count, since, seconds)
+    _fill(servers, count, since, A_MINUTE_S)
     output = directory / "minute-fires"
     with (
         servers.running("python", "-m", "bench.scheduler.peers.listen", output=output),
@@ -105,7 +106,7 @@ def _minute(servers: _Servers, directory: Path, count: int, seconds: int, starts
         cpu = (sum(process.cpu_times()[:2]) - before) / seconds
         memory = process.memory_full_info().pss
         time.sleep(2)
-    return Minute(count, within(_read(output), since, since + seconds), cpu, memory)
+    return Minute(int(count * min(seconds / A_MINUTE_S, 1)), within(_read(output), since, since + seconds), cpu, memory)
 
 
 def measure(directory: Path, count: int, seconds: int, burst_s: int) -> Measured:
