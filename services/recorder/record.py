@@ -52,8 +52,7 @@ class Recorder:
 
     async def record(self, js: JetStreamContext, messages: list[Msg]) -> None:
         """Store the results in these messages and acknowledge them; those that can never be stored are put aside, alone."""
-        for message in messages:
-            self._metrics.redeliveries.inc((message.metadata.num_delivered or 1) > 1)
+        self._metrics.redeliveries.inc(sum(message.metadata.num_delivered > 1 for message in messages))
         refused: list[Refused] = []
         async for outcome in store_each(messages, lambda results: self._until_postgres_is_there(lambda: self._insert(results))):
             if isinstance(outcome, Stored):
@@ -80,7 +79,7 @@ class Recorder:
     async def _insert(self, results: Sequence[Result]) -> int:
         started = time.monotonic()
         async with lent(self._pool) as connection:
-            new = await store.insert(connection, results)
+            new = await store.record(connection, results)
         self._metrics.commit.observe(time.monotonic() - started)
         return new
 

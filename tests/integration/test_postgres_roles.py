@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -82,7 +83,7 @@ async def test_without_the_right_to_migrate_one_waits_for_the_owner(empty: Datab
 
 
 async def test_the_recorder_stores(database: Database) -> None:
-    """A result of a month that has no partition yet, and the same once more."""
+    """A result of a month that has no partition yet, and the same once more; and many at once."""
     recorder = await database.connect("refresher_recorder")
     due_at = datetime(2001, 2, 3, tzinfo=UTC)
     fields = row(due_at)
@@ -93,6 +94,8 @@ async def test_the_recorder_stores(database: Database) -> None:
     )
     assert await store.insert(recorder, [result]) == 1
     assert await store.insert(recorder, [result]) == 0
+    many = [result.model_copy(update={"run_id": uuid4()}) for _ in range(store.COPIED_FROM)]
+    assert await store.record(recorder, many) == len(many)
     await recorder.close()
 
 
