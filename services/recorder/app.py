@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 
 from services.recorder import auditor, letters, months
 from services.recorder.metrics import Metrics
-from services.recorder.record import Recorder
+from services.recorder.record import LANES, Recorder
 from services.recorder.settings import RecorderSettings
 from services.recorder.settler import Settler
 from shared import abandoned, subjects
@@ -21,7 +21,7 @@ from shared.service import Service
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 15.0
-CONNECTIONS = 5
+CONNECTIONS = LANES + 4
 """To record, to settle, to audit, to look after the months, and to say that Postgres answers."""
 _READ = {subjects.TICKS, *(stream for stream, _ in CONSUMERS)}
 

@@ -24,6 +24,8 @@ from shared.pull import Pull
 
 log = logging.getLogger(__name__)
 
+LANES = 2
+"""So many batches are stored at once: while PostgreSQL works on one, the next is read and checked."""
 BURIED_AT_ONCE = 50
 LONGEST_WAIT_S = 1.0
 """Between two looks for Postgres: so long at most it is back before the first row is."""
@@ -36,6 +38,7 @@ class Recorder:
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", metrics: Metrics, batch: int) -> None:
         self._pool, self._metrics, self._batch = pool, metrics, batch
+        self._turn = asyncio.Lock()
         self.is_migrated = asyncio.Event()
         """Set once the schema is up to date."""
 
@@ -47,8 +50,18 @@ class Recorder:
         await self._until_postgres_is_there(self._migrate)
         self.is_migrated.set()
         async with Pull(client, js, subjects.RESULTS, subjects.RECORDER, batch=self._batch) as pull:
-            while True:
-                await self.record(js, await pull.next())
+            lanes = [asyncio.create_task(self._record_all(js, pull)) for _ in range(LANES)]
+            try:
+                await asyncio.gather(*lanes)
+            finally:
+                for lane in lanes:
+                    lane.cancel()
+
+    async def _record_all(self, js: JetStreamContext, pull: Pull) -> None:
+        while True:
+            async with self._turn:
+                messages = await pull.next()
+            await self.record(js, messages)
 
     async def record(self, js: JetStreamContext, messages: list[Msg]) -> None:
         """Store the results in these messages and acknowledge them; those that can never be stored are put aside, alone."""

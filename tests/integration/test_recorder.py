@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from services.recorder import store
 from shared import subjects
 from shared.dead import LONGEST
 from shared.events import Client, Failure, Measurement, Result, Server, Status, run_id_of
@@ -251,6 +252,28 @@ async def test_while_postgres_is_away_nothing_is_lost(bus: Bus, start: Start, op
         assert recorder.process.poll() is None
     finally:
         server.stop()
+
+
+async def test_a_batch_that_has_to_wait_does_not_hold_up_the_next(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """A row waits for another transaction that writes the same one: what comes later is stored meanwhile."""
+    start("recorder", database_url)
+    waiting, later = a_result(), a_result()
+    other = await asyncpg.connect(database_url)
+    transaction = other.transaction()
+    await transaction.start()
+    await store.insert(other, [waiting])
+    await publish(bus, waiting)
+
+    async def waits() -> bool:
+        return bool(await database.fetchval("SELECT true FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+
+    await until(waits)
+    await publish(bus, later)
+    await until(rows(database, 1))
+    assert await database.fetchval("SELECT run_id FROM results") == later.run_id
+    await transaction.rollback()
+    await until(rows(database, 2))
+    await other.close()
 
 
 async def test_months_get_their_partitions(bus: Bus, start: Start, database_url: str, database: Database) -> None:
