@@ -26,6 +26,8 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolC
 
 
 _RETRY_S = 0.5
+_IDLE_S = 30.0
+"""A connection to Postgres that nobody has needed for so long is closed: each is a process there with megabytes of its own."""
 
 
 def nats_servers(url: str) -> list[str]:
@@ -182,6 +184,7 @@ async def postgres(settings: DatabaseSettings, name: str, *, size: int) -> "asyn
             password=secret(settings.database_password_file),
             min_size=0,
             max_size=size,
+            max_inactive_connection_lifetime=_IDLE_S,
             timeout=5,
             command_timeout=60,
             server_settings={"application_name": f"refresher-{name}"},
