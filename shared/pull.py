@@ -8,7 +8,6 @@ Protocol: NATS ADR-13 (pull subscribe), ADR-37 (idle heartbeats) and ADR-42 (pin
 import asyncio
 import json
 import time
-from collections import deque
 from types import TracebackType
 from typing import Self
 
@@ -45,16 +44,27 @@ class Pull:
     `async with Pull(...) as pull: messages = await pull.next()`
 
     `group` is the priority group of a consumer that is pinned: of all its clients one gets every message, until it leaves or
-    falls silent.
+    falls silent. `patience_s` is how long a batch may wait to be full while the server says that more is waiting there: what is
+    alone comes at once all the same.
     """
 
-    def __init__(self, client: Client, js: JetStreamContext, stream: str, consumer: str, *, batch: int, group: str | None = None) -> None:
-        self._client, self._js, self._group = client, js, group
+    def __init__(
+        self,
+        client: Client,
+        js: JetStreamContext,
+        stream: str,
+        consumer: str,
+        *,
+        batch: int,
+        group: str | None = None,
+        patience_s: float = 0,
+    ) -> None:
+        self._client, self._js, self._group, self._patience_s = client, js, group, patience_s
         self._answers_within_s = ANSWERS_WITHIN_S
         self._expires_s = PINNED_EXPIRES_S if group else EXPIRES_S
         self._pin: str | None = None
         self._stream, self._consumer, self._batch = stream, consumer, batch
-        self._messages: deque[Msg] = deque()
+        self._messages: list[Msg] = []
         self._owed = 0
         self._heard_at = 0.0
         self._reconnects = 0
@@ -78,18 +88,24 @@ class Pull:
 
         Raises: ConsumerGone when the consumer or its stream was deleted. While the server is away it waits.
         """
+        has_waited = False
         while True:
             if self._doubt:
                 await self._check()
-            if self._owed <= 0:
+            is_full = self._owed <= 0
+            if is_full:
                 await self._request()
-            if self._messages:
-                taken = list(self._messages)
-                self._messages.clear()
+                await asyncio.sleep(0)  # it goes out before the caller sets to work
+            if self._messages and (is_full or has_waited or not self._more_follow()):
+                taken, self._messages = self._messages, []
                 return taken
             self._wake.clear()
-            if not await happens(self._wake, LOOK_EVERY_S):
+            if not await happens(self._wake, self._patience_s if self._messages else LOOK_EVERY_S):
+                has_waited = bool(self._messages)
                 self._doubt = self._client.stats["reconnects"] > self._reconnects or self._is_silent()
+
+    def _more_follow(self) -> bool:
+        return self._patience_s > 0 and self._messages[-1].metadata.num_pending > 0
 
     async def _request(self) -> None:
         want: dict[str, object] = {
@@ -138,6 +154,8 @@ class Pull:
             if self._group:
                 self._pin = headers.get("Nats-Pin-Id", self._pin)
             self._messages.append(message)
+            if self._owed > 0 and len(self._messages) > 1 and self._more_follow():
+                return
         elif status == "100":
             return
         else:

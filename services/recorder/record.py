@@ -30,6 +30,8 @@ LANES = 2
 GARBAGE_AFTER = 100_000
 """Python looks for garbage when there are so many objects more than before: two batches at once are fewer. At its default of 700 a
 fifth of the time goes into looking through results that are in use."""
+FILLS_WITHIN_S = 0.1
+"""How long a backlog may take to fill a batch: a transaction costs the same for one result as for a thousand."""
 BURIED_AT_ONCE = 50
 LONGEST_WAIT_S = 1.0
 """Between two looks for Postgres: so long at most it is back before the first row is."""
@@ -55,7 +57,7 @@ class Recorder:
         self.is_migrated.set()
         gc.freeze()
         gc.set_threshold(GARBAGE_AFTER)
-        async with Pull(client, js, subjects.RESULTS, subjects.RECORDER, batch=self._batch) as pull:
+        async with Pull(client, js, subjects.RESULTS, subjects.RECORDER, batch=self._batch, patience_s=FILLS_WITHIN_S) as pull:
             lanes = [asyncio.create_task(self._record_all(js, pull)) for _ in range(LANES)]
             try:
                 await asyncio.gather(*lanes)

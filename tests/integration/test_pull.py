@@ -7,6 +7,7 @@ import nats
 import pytest
 from nats.aio.client import Client
 from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig
 
 from shared.errors import ConsumerGone
 from shared.provision import provision
@@ -43,6 +44,28 @@ async def test_messages_arrive_in_order_and_at_once(client: Client) -> None:
         while len(got) < 28:
             got += [int(message.data) for message in await asyncio.wait_for(pull.next(), 5)]
         assert got == list(range(2, 30))
+
+
+async def test_a_backlog_comes_in_full_batches(client: Client) -> None:
+    """With patience: each is as large as was asked for, and the last one does not wait for more."""
+    js = client.jetstream()
+    await _publish(js, *(b"%d" % number for number in range(250)))
+    async with Pull(client, js, "RESULTS", "recorder", batch=100, patience_s=30) as pull:
+        assert [len(await asyncio.wait_for(pull.next(), 10)) for _ in range(3)] == [100, 100, 50]
+
+
+async def test_a_batch_that_cannot_be_filled_comes_all_the_same(client: Client) -> None:
+    """The server gives no more than may be unacknowledged at once, although more is waiting: patience ends."""
+    js = client.jetstream()
+    few = ConsumerConfig(durable_name="few", ack_policy=AckPolicy.EXPLICIT, max_ack_pending=3)
+    await js.add_consumer("RESULTS", few)
+    await _publish(js, *(b"%d" % number for number in range(5)))
+    async with Pull(client, js, "RESULTS", "few", batch=100, patience_s=0.1) as pull:
+        messages = await asyncio.wait_for(pull.next(), 10)
+        assert len(messages) == 3
+        for message in messages:
+            await message.ack()
+        assert len(await asyncio.wait_for(pull.next(), 10)) == 2
 
 
 async def test_large_messages_come_a_few_at_a_time(client: Client) -> None:
