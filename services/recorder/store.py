@@ -137,9 +137,7 @@ async def _in_months(connection: Connection, results: Sequence[Result], work: Ca
     """Store results, and where a month of theirs has no partition so far, make it and store them again."""
     try:
         return await work()
-    except asyncpg.CheckViolationError as error:
-        if error.constraint_name is not None:
-            raise  # a rule of the table, not the lack of a partition
+    except asyncpg.CheckViolationError:  # also what a rule of the table refuses: it does so again
         for month in sorted({_month_of(result) for result in results}):
             await connection.execute("SELECT results_partition($1)", month)
         return await work()

@@ -73,8 +73,8 @@ async def test_a_large_batch_takes_the_place_of_guesses(database: Database) -> N
     assert await database.fetchval("SELECT count(*) FROM results WHERE status = 'succeeded' AND failure_kind IS NULL") == MANY
 
 
-async def test_a_rule_of_the_table_makes_no_partition(database: Database) -> None:
-    """Only the lack of a partition is mended: a row that a rule refuses is refused, large batch or small."""
+async def test_what_a_rule_of_the_table_refuses_is_refused(database: Database) -> None:
+    """Only the lack of a partition is mended: the error says which rule, and nothing of the batch is stored, large or small."""
     await database.execute("ALTER TABLE results ADD CHECK (engine <> 'forbidden')")
     for number in (1, MANY):
         with pytest.raises(asyncpg.CheckViolationError, match="results_engine_check"):
