@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test coverage test-faults check format lock dashboards bench-accuracy bench-footprint bench-latency bench-pipeline bench-reads bench-scheduler bench-testserver clean backup restore secrets up down
+.PHONY: help run cluster test coverage test-faults check format lock dashboards bench-accuracy bench-footprint bench-latency bench-pipeline bench-reads bench-recorder bench-scheduler bench-testserver clean backup restore secrets up down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ bench-pipeline: $(VENV)/.dev .venv-bench/.done ## tick to committed row beside C
 
 bench-reads: $(VENV)/.dev .venv-bench/.done ## reads over ten million results, beside Django; takes 6 GB meanwhile; ROWS= for fewer
 	$(BIN)/python -m bench.reads --page docs/benchmarks.md $(if $(ROWS),--rows $(ROWS))
+
+bench-recorder: $(VENV)/.dev ## the recorder draining a backlog, beside COPY and nats-py, five minutes; TRY=1 for one short round
+	$(BIN)/python -m bench.recorder $(if $(TRY),--rows 5000 --rounds 1 --backlog 10000,--page docs/benchmarks.md)
 
 bench-scheduler: $(VENV)/.dev .venv-bench/.done ## how late the ticks of many schedules are, beside celery beat, 10 minutes; SIZES=10000 for one number
 	$(BIN)/python -m bench.scheduler --page docs/benchmarks.md $(if $(SIZES),--sizes $(SIZES))

@@ -8,6 +8,7 @@ from bench import footprint
 from bench.page import table, write
 from bench.pipeline.__main__ import Measured
 from bench.pipeline.report import ALWAYS, LATE, LOGGED, OURS, TUNED, rows, verdicts
+from bench.recorder import report as recorder
 from bench.scheduler import fires, ours
 from bench.scheduler import report as of_scheduler
 
@@ -100,3 +101,11 @@ def test_the_footprint_is_that_of_all_parts() -> None:
         "- warm start: 2.50 s (bar 3), 2.00 to 5.00 in 3",
         "- `refresher --help`: 0.31 s (bar 0.3: **missed**), 0.20 to 0.40 in 3",
     ]
+def test_the_recorder_is_held_against_copy_round_by_round() -> None:
+    """A round in which the machine was slow says as much as any other; a bar that was missed is said to be."""
+    drained = recorder.Drained(1_000.0, {"recorder": 0.02}, [2**20] * 10, wal_bytes=900, disk_bytes=600)
+    rates = {recorder.RECORDER: [50.0, 500.0, 600.0], recorder.COPY: [100.0, 1_000.0, 1_000.0]}
+    lines = recorder.report(rates, [drained] * 3, 10, drained, 100)
+    assert "- 50% of what COPY stores (bar 75%: **missed**)" in lines
+    rates[recorder.COPY] = rates[recorder.RECORDER]
+    assert "- 100% of what COPY stores (bar 75%)" in recorder.report(rates, [drained] * 3, 10, drained, 100)
