@@ -173,9 +173,11 @@ def client_of(started: NatsBroker) -> tuple[Client, JetStreamContext]:
     return client, client.jetstream(timeout=5)
 
 
-async def postgres(settings: DatabaseSettings, name: str, *, size: int) -> "asyncpg.Pool[asyncpg.Record]":
+async def postgres(settings: DatabaseSettings, name: str, *, size: int, only_reads: bool = False) -> "asyncpg.Pool[asyncpg.Record]":
     """Open a pool of at most `size` connections; the first is made when it is first needed.
 
+    With `only_reads` nobody leaves anything in a session (a setting, a lock), and it is not told to forget it each time that it is
+    handed back: that takes as long as a small query.
     Raises: ConfigurationError for a URL that is none.
     """
     try:
@@ -187,10 +189,15 @@ async def postgres(settings: DatabaseSettings, name: str, *, size: int) -> "asyn
             max_inactive_connection_lifetime=_IDLE_S,
             timeout=5,
             command_timeout=60,
+            reset=_nothing if only_reads else None,
             server_settings={"application_name": f"refresher-{name}"},
         )
     except (ValueError, asyncpg.InterfaceError) as error:
         raise ConfigurationError(f"REFRESHER_DATABASE_URL is not a PostgreSQL URL: {error}") from None
+
+
+async def _nothing(_: Connection) -> None:
+    """A transaction that was left open is rolled back before this."""
 
 
 @asynccontextmanager

@@ -27,7 +27,7 @@ class Database:
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Keep the pool for as long as the service runs; nothing connects before a query."""
-        self._pool = await postgres(self._settings, "api", size=CONNECTIONS)
+        self._pool = await postgres(self._settings, "api", size=CONNECTIONS, only_reads=True)
         try:
             yield
         finally:
