@@ -12,6 +12,7 @@ from services.api.database import Database
 from services.api.documentation import DESCRIPTION, TAGS, add_health, complete
 from services.api.feed import Feed
 from services.api.guard import Guard
+from services.api.memory import Memory
 from services.api.metrics import LastValues, Measured, add_metrics
 from services.api.parameters import known_parameters
 from services.api.parts import Parts
@@ -26,7 +27,8 @@ from shared.service import Service
 def build(settings: ApiSettings) -> tuple[Service, FastAPI]:
     """Wire an API; nothing connects before it is served."""
     service = Service("api", broker(settings, "api"))
-    parts = Parts(Database(settings), Bus(service.broker, settings.nats_url), Feed())
+    database = Database(settings)
+    parts = Parts(database, Bus(service.broker, settings.nats_url), Feed(), Memory(database))
     parts.feed.follow(service.broker)
     service.check("postgres", parts.database.answers)
 

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from services.api.bus import Bus
 from services.api.database import Database
 from services.api.feed import Feed
+from services.api.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Parts:
     database: Database
     bus: Bus
     feed: Feed
+    memory: Memory
 
 
 async def _database(request: Request) -> Database:
@@ -34,6 +36,12 @@ async def _feed(request: Request) -> Feed:
     return parts.feed
 
 
+async def _memory(request: Request) -> Memory:
+    parts: Parts = request.app.state.parts
+    return parts.memory
+
+
 TheDatabase = Annotated[Database, Depends(_database)]
 TheBus = Annotated[Bus, Depends(_bus)]
 TheFeed = Annotated[Feed, Depends(_feed)]
+TheMemory = Annotated[Memory, Depends(_memory)]

@@ -16,7 +16,7 @@ from services.api.conditional import IfNoneMatch, answer_once, documented_once
 from services.api.database import Database
 from services.api.models import EXAMPLE, FullResultView, ResultPage
 from services.api.parameters import Newest, Wanted
-from services.api.parts import TheDatabase
+from services.api.parts import TheDatabase, TheMemory
 from services.api.problems import ProblemError, documented
 from services.api.streaming import streamed
 
@@ -47,12 +47,15 @@ class ExportQuery(Wanted):
 
 
 @router.get("/results", summary="List results", operation_id="list_results", response_model=ResultPage, responses=documented_once(422, 503))
-async def page(wanted: Annotated[PageQuery, InQuery()], database: TheDatabase, if_none_match: IfNoneMatch = None) -> Response:
+async def page(
+    wanted: Annotated[PageQuery, InQuery()], database: TheDatabase, memory: TheMemory, if_none_match: IfNoneMatch = None
+) -> Response:
     """List results, the newest (by `due_at`) first.
 
     Follow `next` for older ones: pages stay in place while new results arrive. For everything at once use the export.
     """
-    return answer_once(await queries.page(database, wanted, wanted.limit, wanted.cursor), if_none_match)
+    found = await memory.answer(wanted, lambda: queries.page(database, wanted, wanted.limit, wanted.cursor))
+    return answer_once(found, if_none_match)
 
 
 @router.get(

@@ -16,7 +16,7 @@ from services.api import queries
 from services.api.conditional import IfNoneMatch, answer_once, documented_once
 from services.api.models import Summary
 from services.api.parameters import Moment, Origin
-from services.api.parts import TheDatabase
+from services.api.parts import TheDatabase, TheMemory
 from services.api.problems import refused
 
 router = APIRouter(prefix="/api/v1", tags=["results"])
@@ -61,7 +61,9 @@ class SummaryQuery(Origin):
 @router.get(
     "/summary", summary="Summarise results", operation_id="summarise_results", response_model=Summary, responses=documented_once(422, 503)
 )
-async def summarise(wanted: Annotated[SummaryQuery, InQuery()], database: TheDatabase, if_none_match: IfNoneMatch = None) -> Response:
+async def summarise(
+    wanted: Annotated[SummaryQuery, InQuery()], database: TheDatabase, memory: TheMemory, if_none_match: IfNoneMatch = None
+) -> Response:
     """Summarise a period: how runs ended, and mean, minimum, maximum, median and 95th percentile of what was measured.
 
     The first and the last bucket are cut to the period. At most 2,000 buckets. With `to` given, `If-None-Match` tells whether it
@@ -74,7 +76,7 @@ async def summarise(wanted: Annotated[SummaryQuery, InQuery()], database: TheDat
     edges = list(islice(_edges(since, until, wanted.bucket, ZoneInfo(wanted.zone)), BUCKETS + 2))
     if len(edges) > BUCKETS + 1:
         raise refused("bucket", f"more than {BUCKETS} buckets: ask for longer ones or a shorter period")
-    buckets = await queries.summary(database, wanted, edges)
+    buckets = await memory.answer((wanted, since, until), lambda: queries.summary(database, wanted, edges))
     head = f'"from":"{_text(since)}","to":"{_text(until)}","bucket":"{wanted.bucket}","zone":"{wanted.zone}"'
     return answer_once(b'{%b,"buckets":%b}' % (head.encode(), buckets), if_none_match)
 

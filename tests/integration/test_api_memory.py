@@ -1,0 +1,122 @@
+"""Answers that are kept: given again while nothing was committed, and never afterwards."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from services.api import memory
+from services.api.database import Database
+from services.api.memory import Memory
+from shared.connect import Connection
+from shared.settings import DatabaseSettings
+from tests.integration.api_server import in_process
+from tests.integration.rows import insert, row
+from tests.servers import Nats
+
+T0 = datetime(2026, 9, 30, 22, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+async def opened(database: Connection, database_url: str) -> AsyncIterator[Database]:
+    """Give the database of the API, with a month and a row in it."""
+    await insert(database, row(T0))
+    opened = Database(DatabaseSettings(database_url=database_url))
+    async with opened.opened():
+        yield opened
+
+
+class Counted:
+    """Reads how many results there are, and knows how often it did."""
+
+    def __init__(self, database: Database) -> None:
+        self.database, self.times = database, 0
+
+    async def __call__(self) -> bytes:
+        """Return the number as text."""
+        self.times += 1
+        found = await self.database.row("SELECT count(*)::text FROM results")
+        assert found
+        return str(found[0]).encode()
+
+
+async def test_an_answer_is_read_once_until_something_is_committed(opened: Database, database: Connection) -> None:
+    """Neither what only reads nor what is yet to be committed has it read again; a commit does.
+
+    Each is asked three times: Postgres itself may commit something in between, once.
+    """
+    kept, make = Memory(opened), Counted(opened)
+    assert [await kept.answer("how many", make) for _ in range(3)] == [b"1"] * 3
+    assert make.times < 3
+    async with database.transaction():
+        await insert(database, row(T0 + HOUR))
+        make.times = 0
+        assert [await kept.answer("how many", make) for _ in range(3)] == [b"1"] * 3
+        assert make.times < 2
+    make.times = 0
+    assert [await kept.answer("how many", make) for _ in range(3)] == [b"2"] * 3
+    assert make.times < 3
+    assert [await kept.answer(each, make) for each in ("another", "a third")] == [b"2"] * 2
+    assert make.times > 2
+    await database.execute("DROP TABLE results_2026_09")
+    assert await kept.answer("how many", make) == b"0"
+
+
+async def test_what_is_committed_while_an_answer_is_read_is_in_the_next(opened: Database, database: Connection) -> None:
+    """Whether the reading saw it or not, and whoever else asked meanwhile."""
+    kept, make = Memory(opened), Counted(opened)
+
+    def beside(*steps: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[bytes]]:
+        async def all_of_them() -> bytes:
+            answer = b""
+            for step in steps:
+                done = await step()
+                answer = done if isinstance(done, bytes) else answer
+            return answer
+
+        return all_of_them
+
+    async def comes() -> None:
+        await insert(database, row(T0 + HOUR))
+
+    assert await kept.answer("how many", beside(make, comes)) == b"1"
+    assert await kept.answer("how many", make) == b"2"
+    assert await kept.answer("later", beside(make, comes, lambda: kept.answer("how many", make))) == b"3"
+    assert await kept.answer("later", make) == b"3"
+
+
+async def test_no_more_is_kept_than_there_is_room_for(opened: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is larger than all of it is given and not kept."""
+    monkeypatch.setattr(memory, "LARGEST", 100)
+    kept, asked = Memory(opened), []
+
+    async def answer(size: int) -> bytes:
+        async def make() -> bytes:
+            asked.append(size)
+            return bytes(size)
+
+        return await kept.answer(size, make)
+
+    for size in (40, 41, 40, 101, 101, 41, 42, 40):
+        assert len(await answer(size)) == size
+    assert asked == [40, 41, 101, 101, 42, 40]
+
+
+PATHS = ("/api/v1/results?limit=3", "/api/v1/summary?from=2026-09-01T00:00:00Z&to=2026-11-01T00:00:00Z&site=home")
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_what_the_api_keeps_is_what_it_would_read(nats_server: Nats, database: Connection, database_url: str, path: str) -> None:
+    """A row shows in pages and summaries as soon as it is committed, and no sooner."""
+    await insert(database, row(T0))
+    async with in_process(nats_server.url, database_url) as api:
+        first = (await api.get(path)).content
+        async with database.transaction():
+            await insert(database, row(T0 + HOUR))
+            assert (await api.get(path)).content == first
+        second = (await api.get(path)).content
+        assert second != first
+        assert (await api.get(path)).content == second
+        other = (await api.get(path.replace("limit=3", "limit=1").replace("home", "office"))).content
+        assert other not in {first, second}
