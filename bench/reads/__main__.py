@@ -2,10 +2,11 @@
 
 import argparse
 import asyncio
-import json
+import math
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -20,6 +21,10 @@ from bench.reads.load import Taken, round_of
 from bench.reads.table import BEGIN, END, SITES, fill
 
 CONNECTIONS = (1, 16, 64)
+OFF = {"p50": 0.0101, "p95": 0.0101}
+"""How far these may be apart: the API may have them from histograms."""
+HOURS = 8_000
+"""So many periods of 30 days of the year begin at an hour of their own."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,18 @@ class Read:
 
     name: str
     path: str
-    """Of the API."""
+    """Of the API. What it says in braces is another with each request, so that none is answered from memory: see `nth`."""
     peer: str | None
     """Of Django, where it is measured too."""
     bar_ms: float | None
+    kept: str | None = None
+    """Of the API, always the same, where its answer from memory is measured too."""
+
+    def nth(self, path: str, number: int) -> str:
+        """Return what the nth request asks for: {after} is a moment after the last row, {from} and {to} are 30 days of the year."""
+        since = BEGIN + number % HOURS * timedelta(hours=1)
+        month = {"from": _text(since), "to": _text(since + timedelta(days=30))}
+        return path.format(after=f"{END:%Y-%m-%dT%H:%M:%S}.{1 + number % 999_999:06d}Z", **month)
 
 
 def reads(url: str) -> list[Read]:
@@ -40,25 +53,31 @@ def reads(url: str) -> list[Read]:
     at = BEGIN + timedelta(days=60)
     last = httpx.get(f"{url}/api/v1/results", params={**deep, "to": _text(at), "limit": 1}, trust_env=False).raise_for_status().json()
     position = {"before": last["items"][0]["due_at"], "run_id": last["items"][0]["run_id"]}
-    month = {"from": "2025-11-01T00:00:00Z", "to": "2025-12-01T00:00:00Z"}
-    year = {"from": _text(BEGIN), "to": _text(END)}
-    one = {"schedule": "schedule-7"}
+    month = "from={from}&to={to}"
+    year = f"from={_text(BEGIN)}&to="
+    one = "schedule=schedule-7"
 
-    def summary(name: str, query: dict[str, str], bar_ms: float | None, *, peer: bool = False) -> Read:
-        return Read(name, f"/api/v1/summary?{urlencode(query)}", f"/summary?{urlencode(query)}" if peer else None, bar_ms)
+    def summary(name: str, query: str, bar_ms: float | None) -> Read:
+        return Read(name, f"/api/v1/summary?{query}", None, bar_ms)
 
     return [
-        Read("latest 100", "/api/v1/results?limit=100", "/results?limit=100", 3),
+        Read("latest 100", "/api/v1/results?limit=100&to={after}", "/results?limit=100", 3, "/api/v1/results?limit=100"),
         Read(
             "a page of 100 of a site, ten months back",
-            f"/api/v1/results?{urlencode({**deep, 'limit': 100, 'cursor': last['next']})}",
+            f"/api/v1/results?{urlencode({**deep, 'limit': 100, 'cursor': last['next']})}&to={{after}}",
             f"/results?{urlencode({**deep, 'limit': 100, **position})}",
             3,
         ),
-        summary("30 days by hour, one schedule", {"bucket": "hour", **month, **one}, 10, peer=True),
-        summary("30 days by hour, all 50", {"bucket": "hour", **month}, 80),
-        summary("30 days in one, one schedule (p95)", {"bucket": "none", **month, **one}, None),
-        summary("a year by day, one schedule", {"bucket": "day", **year, **one}, 50),
+        Read(
+            "30 days by hour, one schedule",
+            f"/api/v1/summary?bucket=hour&{month}&{one}",
+            f"/summary?bucket=hour&{month}&{one}",
+            10,
+            f"/api/v1/summary?bucket=hour&from=2025-11-01T00:00:00Z&to=2025-12-01T00:00:00Z&{one}",
+        ),
+        summary("30 days by hour, all 50", f"bucket=hour&{month}", 80),
+        summary("30 days in one, one schedule (p95)", f"bucket=none&{month}&{one}", None),
+        summary("a year by day, one schedule", f"bucket=day&{year}{{after}}&{one}", 50),
     ]
 
 
@@ -67,10 +86,10 @@ def same(url: str, port: int, read: Read) -> None:
 
     Raises: ValueError when they differ.
     """
-    ours = httpx.get(f"{url}{read.path}", trust_env=False, timeout=120).raise_for_status().json()
-    theirs = httpx.get(f"http://127.0.0.1:{port}{read.peer}", trust_env=False, timeout=120).raise_for_status().json()
+    ours = httpx.get(f"{url}{read.nth(read.path, 0)}", trust_env=False, timeout=120).raise_for_status().json()
+    theirs = httpx.get(f"http://127.0.0.1:{port}{read.nth(str(read.peer), 0)}", trust_env=False, timeout=120).raise_for_status().json()
     for key in theirs:
-        if _rounded(ours[key]) != _rounded(theirs[key]):
+        if not _same(ours[key], theirs[key]):
             raise ValueError(f"{read.name}: the two do not answer the same")
 
 
@@ -97,9 +116,9 @@ def measure(url: str, port: int, every: list[Read], rounds: int, for_s: float) -
     for _ in range(rounds):
         for read in every:
             for connections in CONNECTIONS if read.peer else CONNECTIONS[:1]:
-                for side, where, path in (("refresher", api, read.path), ("django", port, read.peer)):
+                for side, where, path in (("refresher", api, read.path), ("memory", api, read.kept), ("django", port, read.peer)):
                     if path:
-                        took = asyncio.run(round_of(where, path, connections, for_s))
+                        took = asyncio.run(round_of(where, partial(read.nth, path), connections, for_s))
                         taken.setdefault((read.name, side, connections), []).append(took)
     return taken
 
@@ -119,13 +138,15 @@ def _text(moment: datetime) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _rounded(value: Any) -> Any:
-    """Return JSON with numbers of 9 digits: the last ones of a mean depend on the order of its rows."""
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_rounded(each) for each in value]
-    return f"{value:.9g}" if isinstance(value, int | float) else json.dumps(value)
+def _same(ours: Any, theirs: Any, off: float = 1e-9) -> bool:
+    """Return whether two pieces of JSON say the same: percentiles within 1 %, other numbers but for the order of their sum."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key], OFF.get(key, off)) for key in ours)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(_same(one, other) for one, other in zip(ours, theirs, strict=True))
+    if isinstance(ours, int | float) and isinstance(theirs, int | float):
+        return math.isclose(ours, theirs, rel_tol=off)
+    return bool(ours == theirs)
 
 
 def main() -> None:

@@ -45,13 +45,13 @@ class Whole:
     bars: dict[str, float | None]
     """Of the p50 on one connection, by read."""
     taken: dict[tuple[str, str, int], list[Taken]]
-    """The rounds by read, side and connections."""
+    """The rounds by read, side (refresher, its memory, django) and connections."""
     export: Export
 
 
 def text(whole: Whole) -> str:
     """Return the section: medians of the rounds, and from the lowest to the highest."""
-    rows = [_row(whole, name, connections) for name, side, connections in whole.taken if side == "refresher"]
+    rows = [_row(whole, *taken) for taken in whole.taken if taken[1] != "django"]
     export = whole.export
     return "\n".join(
         (
@@ -73,12 +73,12 @@ def write(page: Path, section: str) -> None:
     page.write_text(re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: whole, page.read_text(), flags=re.DOTALL))
 
 
-def _row(whole: Whole, name: str, connections: int) -> tuple[str, ...]:
-    ours, theirs = (whole.taken.get((name, side, connections), []) for side in ("refresher", "django"))
-    bar = whole.bars[name] if connections == 1 else None
+def _row(whole: Whole, name: str, side: str, connections: int) -> tuple[str, ...]:
+    ours, theirs = (whole.taken.get((name, each, connections), []) for each in (side, "django"))
+    bar = whole.bars[name] if connections == 1 and side == "refresher" else None
     ratios = [our.per_second / their.per_second for our, their in zip(ours, theirs, strict=False)]
     return (
-        name,
+        f"{name}, from memory" if side == "memory" else name,
         str(connections),
         *_latency(ours),
         "–" if bar is None else f"{bar:g}",
