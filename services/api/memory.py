@@ -1,5 +1,6 @@
 """Answers that are kept for as long as nothing is committed: whoever asks for the same meanwhile costs Postgres one look."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 
 from services.api.database import Database
@@ -17,30 +18,50 @@ class Memory:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._shown: object = None
-        self._answers: dict[Hashable, bytes] = {}
+        self._answers: dict[Hashable, asyncio.Task[bytes]] = {}
         self._size = 0
+        self._looking: asyncio.Task[object] | None = None
+        self._next_look: asyncio.Task[object] | None = None
 
     async def answer(self, question: Hashable, make: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Return the answer to a question, which `make` reads from the database and nothing else.
+        """Return the answer to a question, which `make` reads from the database and nothing else; it is read once for all who ask.
 
         It is asked each time what is shown now, before anything is read. An answer is kept under what was shown before it was
         read, and given again only while that is still shown: then nothing ended in between, so it was read from the same.
         Raises: Unavailable, and what `make` raises.
         """
-        shown = await self._database.row(_SHOWN)
+        shown = await self._look()
         if shown != self._shown:
             self._shown = shown
             self._forget()
-        if (kept := self._answers.get(question)) is not None:
-            return kept
-        made = await make()
-        if shown == self._shown and question not in self._answers and len(made) <= LARGEST:
-            if self._size + len(made) > LARGEST:
-                self._forget()
-            self._answers[question] = made
-            self._size += len(made)
+        if (making := self._answers.get(question)) is None:
+            making = self._answers[question] = asyncio.create_task(self._make(question, make))
+        return await asyncio.shield(making)  # others may wait for it when whoever asked first has gone
+
+    async def _make(self, question: Hashable, make: Callable[[], Awaitable[bytes]]) -> bytes:
+        answers, made = self._answers, b""
+        try:
+            made = await make()
+        finally:
+            if not made or len(made) > LARGEST:
+                answers.pop(question, None)
+            elif answers is self._answers:
+                self._size += len(made)
+                if self._size > LARGEST:
+                    self._forget()
         return made
 
     def _forget(self) -> None:
-        self._answers.clear()
-        self._size = 0
+        self._answers, self._size = {}, 0
+
+    async def _look(self) -> object:
+        """Return what is shown at a moment after this was called. All who come during one look share the next."""
+        if self._next_look is None:
+            self._next_look = asyncio.create_task(self._look_after(self._looking))
+        return await asyncio.shield(self._next_look)
+
+    async def _look_after(self, before: "asyncio.Task[object] | None") -> object:
+        if before and not before.done():
+            await asyncio.wait({before})
+        self._looking, self._next_look = self._next_look, None  # who comes from here on may have come too late for it
+        return await self._database.row(_SHOWN)

@@ -1,5 +1,6 @@
 """Answers that are kept: given again while nothing was committed, and never afterwards."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
@@ -9,6 +10,7 @@ from services.api import memory
 from services.api.database import Database
 from services.api.memory import Memory
 from shared.connect import Connection
+from shared.errors import Unavailable
 from shared.settings import DatabaseSettings
 from tests.integration.api_server import in_process
 from tests.integration.rows import insert, row
@@ -31,11 +33,12 @@ class Counted:
     """Reads how many results there are, and knows how often it did."""
 
     def __init__(self, database: Database) -> None:
-        self.database, self.times = database, 0
+        self.database, self.times, self.began = database, 0, asyncio.Event()
 
     async def __call__(self) -> bytes:
         """Return the number as text."""
         self.times += 1
+        self.began.set()
         found = await self.database.row("SELECT count(*)::text FROM results")
         assert found
         return str(found[0]).encode()
@@ -101,6 +104,24 @@ async def test_no_more_is_kept_than_there_is_room_for(opened: Database, monkeypa
     for size in (40, 41, 40, 101, 101, 41, 42, 40):
         assert len(await answer(size)) == size
     assert asked == [40, 41, 101, 101, 42, 40]
+
+
+async def test_what_many_ask_at_once_is_read_once(opened: Database) -> None:
+    """Also when the first of them goes away; and an error is everybody's, but not kept."""
+    kept, make, errors = Memory(opened), Counted(opened), 0
+    asking = [asyncio.create_task(kept.answer("how many", make)) for _ in range(20)]
+    await make.began.wait()
+    asking[0].cancel()
+    assert await asyncio.gather(*asking[1:]) == [b"1"] * 19
+    assert make.times < 3
+
+    async def wrong() -> bytes:
+        raise Unavailable("not now")
+
+    for each in await asyncio.gather(*(kept.answer("wrong", wrong) for _ in range(3)), return_exceptions=True):
+        errors += isinstance(each, Unavailable)
+    assert errors == 3
+    assert await kept.answer("wrong", make) == b"1"
 
 
 PATHS = ("/api/v1/results?limit=3", "/api/v1/summary?from=2026-09-01T00:00:00Z&to=2026-11-01T00:00:00Z&site=home")
