@@ -127,7 +127,7 @@ async def _size(url: str) -> tuple[int, int, str]:
     connection = await asyncpg.connect(url)
     row = await connection.fetchrow(
         "SELECT (SELECT count(*) FROM results), sum(pg_total_relation_size(oid))::bigint, current_setting('server_version')"
-        " FROM pg_class WHERE relname ~ '^results_2025' AND relkind = 'r'"
+        " FROM pg_class WHERE relname ~ '^(results_2025|result_rollups$)' AND relkind = 'r'"
     )
     await connection.close()
     assert row

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
+from services.recorder.rollups import add_up
 from shared.migrate import migrate
 
 SITES = 50
@@ -36,17 +37,28 @@ FROM (
 
 
 async def fill(url: str, rows: int) -> None:
-    """Migrate an empty database and put about `rows` results into it, spread evenly over the year.
+    """Put about `rows` results into an empty database, spread evenly over the year, and add them up.
 
-    A month is filled before it becomes part of the table: its indexes are then built once instead of row by row.
+    A month is filled before it becomes part of the table: its indexes are then built once instead of row by row. So it is with the
+    rollups: the migration that brings them finds the rows, as it does where an older version is brought up to date.
     """
     connection = await asyncpg.connect(url)
-    await migrate(connection)
+    await migrate(connection, up_to="0006_retention")
     await connection.close()
     turns = asyncio.Semaphore(SIDE_BY_SIDE)
     await asyncio.gather(*(_month(url, turns, first, after, (END - BEGIN) / rows) for first, after in _months()))
     connection = await asyncpg.connect(url)
-    await connection.execute("VACUUM ANALYZE results")
+    await migrate(connection)
+    await connection.close()
+    await asyncio.gather(*(_add_up(url) for _ in range(SIDE_BY_SIDE)))
+    connection = await asyncpg.connect(url)
+    await connection.execute("VACUUM ANALYZE results, result_rollups, stale_rollups")
+    await connection.close()
+
+
+async def _add_up(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    await add_up(connection, END)
     await connection.close()
 
 

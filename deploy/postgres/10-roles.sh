@@ -9,7 +9,7 @@
 #   refresher_grafana    reads
 #   refresher_exporter   reads the server's statistics
 #
-# What they may do with tables is in shared/migrations/0006_retention.sql: the owner grants it.
+# What they may do with tables is in shared/migrations/0007_rollups.sql: the owner grants it.
 set -euo pipefail
 export SECRETS=${REFRESHER_SECRETS_DIR:-/run/secrets}
 export PGUSER=${POSTGRES_USER:-${PGUSER:-postgres}} PGDATABASE=${POSTGRES_DB:-${PGDATABASE:-refresher}}

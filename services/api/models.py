@@ -168,7 +168,11 @@ class Counts(BaseModel):
 
 
 class Distribution(BaseModel):
-    """What was measured. The percentiles are interpolated between the two nearest values (`percentile_cont`)."""
+    """What was measured. The percentiles are interpolated between the two nearest values (`percentile_cont`).
+
+    In a bucket that is put together from several hours or days of UTC they are approximate, from histograms: within 1 %. In a
+    bucket that is one hour or one day of UTC, and wherever rows are read, they are exact.
+    """
 
     count: Annotated[int, Field(ge=1)]
     mean: float

@@ -80,22 +80,27 @@ _FILTERS = {
 }
 
 
-class _Where:
+class Where:
     """The conditions of a query and their arguments; only those that are asked for, so that each query uses its index."""
 
     def __init__(self, wanted: Query) -> None:
         self.arguments: list[Any] = []
-        self._conditions = ["true"]
+        self.conditions: list[str] = []
         for name, condition in _FILTERS.items():
             if (value := getattr(wanted, name, None)) is not None:
                 self.add(condition, value)
 
     def add(self, condition: str, *values: Any) -> None:
-        self._conditions.append(condition.format(*(f"${len(self.arguments) + n}" for n in range(1, len(values) + 1))))
-        self.arguments += values
+        """Ask for one more thing; each `{}` of the condition stands for a value."""
+        self.conditions.append(condition.format(*map(self.argument, values)))
+
+    def argument(self, value: Any) -> str:
+        """Give a value and return what stands for it in the statement."""
+        self.arguments.append(value)
+        return f"${len(self.arguments)}"
 
     def __str__(self) -> str:
-        return " AND ".join(self._conditions)
+        return " AND ".join(self.conditions) or "true"
 
 
 async def page(database: Database, wanted: Origin, limit: int, cursor: str | None) -> bytes:
@@ -103,7 +108,7 @@ async def page(database: Database, wanted: Origin, limit: int, cursor: str | Non
 
     Raises: ProblemError 422 for a cursor that is not one of ours, Unavailable.
     """
-    where = _Where(wanted)
+    where = Where(wanted)
     if cursor is not None:
         due_at, run_id = _position(cursor)
         where.add("(due_at, run_id) < ({}, {})", due_at, run_id)
@@ -118,7 +123,7 @@ async def page(database: Database, wanted: Origin, limit: int, cursor: str | Non
 
 async def newest(database: Database, wanted: Origin) -> bytes | None:
     """Return the newest result that matches, in full, as JSON."""
-    where = _Where(wanted)
+    where = Where(wanted)
     row = await database.row(
         f"SELECT {_FULL_RESULT} FROM results WHERE {where} ORDER BY due_at DESC, run_id DESC LIMIT 1",  # noqa: S608 - as above
         *where.arguments,
@@ -144,56 +149,12 @@ async def export(connection: Connection, wanted: Origin, *, flat: bool) -> Async
 
     A client that reads nothing for a minute loses its place: its transaction would keep Postgres from cleaning up.
     """
-    where = _Where(wanted)
+    where = Where(wanted)
     async with connection.transaction(readonly=True):
         await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
         sql = f"SELECT {_FLAT if flat else _RESULT} FROM results WHERE {where} ORDER BY due_at, run_id"  # noqa: S608 - as above
         async for row in connection.cursor(sql, *where.arguments, prefetch=500):
             yield row
-
-
-_METRICS = (
-    *("download_bps", "upload_bps", "latency_s", "jitter_s", "packet_loss"),
-    *("download_latency_s", "upload_latency_s", "responsiveness_rpm"),
-)
-_STATUSES = ("succeeded", "failed", "skipped", "missed")
-
-
-def _distribution(column: str) -> str:
-    return f"""CASE WHEN count({column}) > 0 THEN json_build_object(
-      'count', count({column}), 'mean', avg({column}), 'min', min({column}), 'max', max({column}),
-      'p50', percentile_cont(0.5) WITHIN GROUP (ORDER BY {column}), 'p95', percentile_cont(0.95) WITHIN GROUP (ORDER BY {column})) END"""
-
-
-_COUNTS = ", ".join(f"'{status}', count(*) FILTER (WHERE status = '{status}')" for status in _STATUSES)
-_NO_COUNTS = ", ".join(f"'{status}', 0" for status in _STATUSES)
-_DISTRIBUTIONS = ", ".join(f"'{column}', {_distribution(column)}" for column in _METRICS)
-_NO_DISTRIBUTIONS = ", ".join(f"'{column}', NULL" for column in _METRICS)
-
-
-async def summary(database: Database, wanted: Origin, edges: list[datetime]) -> bytes:
-    """Return a JSON array with one object per bucket; bucket n lies between edges n (inclusive) and n + 1 (exclusive)."""
-    where = _Where(wanted)
-    where.arguments += [edges[:-1], edges[1:]]
-    starts, ends = f"${len(where.arguments) - 1}::timestamptz[]", f"${len(where.arguments)}::timestamptz[]"
-    where.add("due_at >= {} AND due_at < {}", edges[0], edges[-1])
-    rows = await database.rows(
-        f"""
-        WITH found AS (
-          SELECT width_bucket(due_at, {starts}) AS number,
-            json_build_object({_COUNTS}) AS counts, json_build_object({_DISTRIBUTIONS}) AS metrics
-          FROM results WHERE {where} GROUP BY 1
-        )
-        SELECT json_agg(json_build_object(
-          'from', {_moment("since")}, 'to', {_moment("until")},
-          'counts', coalesce(counts, json_build_object({_NO_COUNTS})),
-          'metrics', coalesce(metrics, json_build_object({_NO_DISTRIBUTIONS}))
-        ) ORDER BY number)::text
-        FROM unnest({starts}, {ends}) WITH ORDINALITY AS bucket(since, until, number) LEFT JOIN found USING (number)
-        """,  # noqa: S608 - as above
-        *where.arguments,
-    )
-    return str(rows[0][0]).encode()
 
 
 OUTAGE_KINDS = ("line_down", "dns_down", "redirected")
@@ -225,7 +186,7 @@ FROM outage WHERE checks > 0 ORDER BY started_at DESC, site, line LIMIT {{limit}
 
 async def outages(database: Database, wanted: Query, since: datetime, until: datetime, limit: int) -> bytes:
     """Return a JSON array of the outages that `connectivity` found in a period, the newest first."""
-    where = _Where(wanted)
+    where = Where(wanted)
     where.add("(status = 'succeeded' OR failure_kind = ANY({}))", OUTAGE_KINDS)
     where.add("due_at >= {} AND due_at < {}", since, until)
     rows = await database.rows(_OUTAGES.format(where=where, limit=limit), *where.arguments)

@@ -12,7 +12,7 @@ from fastapi import Query as InQuery
 from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
-from services.api import queries
+from services.api import summaries
 from services.api.conditional import IfNoneMatch, answer_once, documented_once
 from services.api.models import Summary
 from services.api.parameters import Moment, Origin
@@ -66,7 +66,9 @@ async def summarise(
 ) -> Response:
     """Summarise a period: how runs ended, and mean, minimum, maximum, median and 95th percentile of what was measured.
 
-    The first and the last bucket are cut to the period. At most 2,000 buckets. With `to` given, `If-None-Match` tells whether it
+    The first and the last bucket are cut to the period. At most 2,000 buckets. Percentiles of buckets that are put together from
+    hours and days of UTC are approximate: within 1 %. Of months that were dropped (`REFRESHER_RETENTION`) whole hours of UTC are
+    left: each counts in the bucket in which it begins. With `to` given, `If-None-Match` tells whether it
     changed; without it, each answer is of another period.
     """
     until = wanted.until or datetime.now(UTC)
@@ -76,7 +78,7 @@ async def summarise(
     edges = list(islice(_edges(since, until, wanted.bucket, ZoneInfo(wanted.zone)), BUCKETS + 2))
     if len(edges) > BUCKETS + 1:
         raise refused("bucket", f"more than {BUCKETS} buckets: ask for longer ones or a shorter period")
-    buckets = await memory.answer((wanted, since, until), lambda: queries.summary(database, wanted, edges))
+    buckets = await memory.answer((wanted, since, until), lambda: summaries.summary(database, wanted, edges))
     head = f'"from":"{_text(since)}","to":"{_text(until)}","bucket":"{wanted.bucket}","zone":"{wanted.zone}"'
     return answer_once(b'{%b,"buckets":%b}' % (head.encode(), buckets), if_none_match)
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 LEDGER = ("schedule_versions", "asked_runs", "open_runs", "ledger_state")
 """What the results are held against: it comes and goes with them, and a recorder that was started before them has filled it."""
-TABLES = ("results", *LEDGER)
+MARKS = "stale_rollups"
+"""What the rollups do not have yet: to load the results marks all of them, and then comes what was saved."""
+TABLES = ("results", *LEDGER, "result_rollups", MARKS)
 """Every table but the ledger of migrations, which is in the manifest."""
 
 # text that reads the same on every server, whatever it is set to; and as much time as it takes
@@ -79,6 +81,8 @@ async def loaded(connection: "Connection", backup: Backup, *, replace: bool) -> 
         for month in backup.holds["months"]:
             await connection.execute("SELECT results_partition($1)", date.fromisoformat(month))
         for table, told in backup.holds["tables"].items():
+            if table == MARKS:
+                await _clear(connection, table, replace=True)
             done = await connection.copy_to_table(table, source=backup.stream(table), columns=told["columns"])
             if _count(done) != told["rows"]:
                 raise ConfigurationError(f"the backup holds {_count(done)} rows of {table}, and should hold {told['rows']}.")
@@ -89,7 +93,7 @@ async def loaded(connection: "Connection", backup: Backup, *, replace: bool) -> 
 async def _clear(connection: "Connection", table: str, *, replace: bool) -> None:
     if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", table):
         return  # an old backup's schema has none of it
-    if replace or table in LEDGER:
+    if replace or table in {*LEDGER, MARKS}:
         await connection.execute(f"TRUNCATE {table}")
     elif await connection.fetchval(f"SELECT EXISTS (SELECT FROM {table})"):  # noqa: S608 - a name from here
         raise ConfigurationError(f"there are {table} in this database already: with --replace they are removed first.")

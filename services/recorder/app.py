@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from nats.js import JetStreamContext
 from starlette.applications import Starlette
 
-from services.recorder import auditor, letters, months
+from services.recorder import auditor, letters, months, rollups
 from services.recorder.metrics import Metrics
 from services.recorder.record import LANES, Recorder
 from services.recorder.settings import RecorderSettings
@@ -21,8 +21,8 @@ from shared.service import Service
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 15.0
-CONNECTIONS = LANES + 4
-"""To record, to settle, to audit, to look after the months, and to say that Postgres answers."""
+CONNECTIONS = LANES + 5
+"""To record, to settle, to audit, to look after the months, to add up, and to say that Postgres answers."""
 _READ = {subjects.TICKS, *(stream for stream, _ in CONSUMERS)}
 
 
@@ -73,6 +73,7 @@ def build(settings: RecorderSettings) -> tuple[Service, Starlette]:
                 service.spawn(
                     _after(recorder.is_migrated, lambda: months.watch(pool, metrics, settings.retention)), "looking after the months"
                 )
+                service.spawn(_after(recorder.is_migrated, lambda: rollups.watch(pool)), "adding up")
                 service.spawn(abandoned.watch(client, js, metrics.abandoned), "settling abandoned ticks")
                 service.spawn(_watch_queues(js, metrics), "watching the queues")
                 yield

@@ -21,6 +21,8 @@ import pytest
 
 from services.cli import saved_rows
 from services.cli.archive import Backup
+from services.recorder.months import drop_before
+from services.recorder.rollups import add_up
 from shared import migrate, subjects
 from shared.buckets import entries
 from shared.connect import Connection as Database
@@ -202,7 +204,7 @@ async def test_a_backup_can_pass_through_a_pipe(saved: Path, refresher: Refreshe
     """Standard output holds the file and nothing else, and standard input is read like a file."""
     written = _piped(refresher, "backup", b"")
     (saved.parent / "written").write_bytes(written)
-    names = ["backup.json", "schedules/000001", "results/000001", "ledger_state/000001", "manifest.json"]
+    names = ["backup.json", "schedules/000001", "results/000001", "ledger_state/000001", "stale_rollups/000001", "manifest.json"]
     for path in (saved, saved.parent / "written"):
         with tarfile.open(path) as archive:
             assert archive.getnames() == names
@@ -358,6 +360,23 @@ def test_what_is_not_there_is_told(saved: Path, refresher: Refresher, elsewhere:
     assert "no schedules" in elsewhere.refresher("backup", str(tmp_path / "new"), code=1).stderr
     assert "cannot be read" in refresher("restore", str(tmp_path / "none"), code=1).stderr
     assert saved.exists()
+
+
+async def test_sums_come_back(bus: Bus, database: Database, refresher: Refresher, elsewhere: Elsewhere, tmp_path: Path) -> None:
+    """Those of a month that was dropped, too; and what is still to be added up is marked there as it was here."""
+    await provision(bus.js)
+    first = datetime(2025, 3, 1, tzinfo=UTC)
+    await insert(database, row(first - timedelta(hours=5)), row(first + timedelta(days=2)))
+    await add_up(database, first + timedelta(days=9))
+    assert await drop_before(database, first) == 1
+    await insert(database, row(first + timedelta(days=3)))
+    refresher("backup", str(tmp_path / "file"))
+    elsewhere.refresher("restore", str(tmp_path / "file"))
+    for table, count in (("result_rollups", 8), ("stale_rollups", 2), ("ledger_state", 1)):
+        rows = f"SELECT {table}::text FROM {table} ORDER BY 1"
+        there = await elsewhere.database.fetch(rows)
+        assert len(there) == count
+        assert there == await database.fetch(rows)
 
 
 async def test_the_backup_knows_every_table(database: Database) -> None:

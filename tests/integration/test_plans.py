@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from services.api import queries
+from services.api import queries, summaries
 from services.api.database import Database
 from services.api.parameters import Newest, Origin, Wanted
 from shared.settings import DatabaseSettings
@@ -53,7 +53,19 @@ async def explained(database: "asyncpg.Connection[asyncpg.Record]", database_url
         FROM generate_series($1::timestamptz, $2, $3::interval) WITH ORDINALITY AS each (due_at, n)""",
         *(T0, NEW, EVERY),
     )
-    await database.execute("ANALYZE results")
+    # a month that was added up: hours and days of each site, and of all
+    await database.execute("DELETE FROM stale_rollups WHERE since < $1", NEW - timedelta(days=20))
+    await database.execute(
+        """INSERT INTO result_rollups
+        SELECT hours, since, 'site-' || site, 'schedule-' || site, CASE WHEN site >= 0 THEN 'noop' END, '{1,0,0,0}',
+          ones, ones, ones, ARRAY[(result_bin(1, 1) << 32) + 1], '"counts":{},"metrics":{}'
+        FROM (VALUES (1), (24)) AS size (hours)
+        CROSS JOIN LATERAL generate_series($1::timestamptz, $2, hours * interval '1 hour') AS since
+        CROSS JOIN (SELECT nullif(n, 50) AS site FROM generate_series(0, 50) AS n) AS sites
+        CROSS JOIN (VALUES (array_fill(1.0::double precision, '{8}'))) AS one (ones)""",
+        *(T0, NEW - timedelta(days=20)),
+    )
+    await database.execute("ANALYZE results, result_rollups, stale_rollups")
     opened = Explained(DatabaseSettings(database_url=database_url))
     async with opened.opened():
         yield opened
@@ -61,6 +73,8 @@ async def explained(database: "asyncpg.Connection[asyncpg.Record]", database_url
 
 DEEP = queries._cursor({"due_at": T0 + timedelta(days=9), "run_id": UUID(int=7)})  # type: ignore[arg-type]
 THREE_DAYS = Wanted.model_validate({"site": "site-7", "from": "2026-09-01T00:00:00Z", "to": "2026-09-04T00:00:00Z"})
+MONTH = [T0 + hour * timedelta(hours=1) for hour in range(30 * 24 + 1)]
+DAYS = [T0 + timedelta(hours=6) + day * timedelta(days=1) for day in range(29)]
 HOURS = [NEW - timedelta(days=7) + hour * timedelta(hours=1) for hour in range(7 * 24 + 1)]
 READS: dict[str, tuple[Callable[[Database], Awaitable[object]], tuple[str, ...]]] = {
     # which months it may read; the newest come first, so that it ends before it comes to the older
@@ -77,7 +91,11 @@ READS: dict[str, tuple[Callable[[Database], Awaitable[object]], tuple[str, ...]]
     "one run": (lambda each: queries.one(each, UUID(int=7)), MONTHS),
     "the page": (lambda each: queries.newest_flat(each, "download_bps"), MONTHS),
     "the metrics": (lambda each: each.rows(queries.LATEST_PER_LINE), MONTHS),
-    "a week of a schedule by the hour": (lambda each: queries.summary(each, Origin(schedule="schedule-7"), HOURS), MONTHS[1:]),
+    "a week of a schedule by the hour": (lambda each: summaries.summary(each, Origin(schedule="schedule-7"), HOURS), MONTHS[1:]),
+    "a month of a schedule by the hour": (lambda each: summaries.summary(each, Origin(schedule="schedule-7"), MONTH), MONTHS[:1]),
+    "a month of a site by days of another zone": (lambda each: summaries.summary(each, Origin(site="site-7"), DAYS), MONTHS[:1]),
+    "a month of all by the hour": (lambda each: summaries.summary(each, Origin(), MONTH), MONTHS[:1]),
+    "a month of all in one": (lambda each: summaries.summary(each, Origin(), MONTH[:: 30 * 24]), MONTHS[:1]),
 }
 
 
@@ -88,7 +106,7 @@ async def test_a_hot_read_reads_by_an_index(explained: Explained) -> None:
         await read(explained)
         assert explained.plans, name
         for plan in explained.plans:
-            assert "Seq Scan on results" not in plan, f"{name}:\n{plan}"
+            assert "Seq Scan on result" not in plan, f"{name}:\n{plan}"
             assert "Index" in plan, f"{name}:\n{plan}"
             assert not re.search(r"Filter: \(+(site|schedule|run_id) =", plan), f"{name} reads others' rows, too:\n{plan}"
             # the key begins with the time: by the run alone all of it is read
