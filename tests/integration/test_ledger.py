@@ -386,7 +386,7 @@ async def test_a_schedule_that_reaches_past_the_calendar_ends_nothing(
 
 async def test_a_site_that_was_cut_off_may_go_by_an_older_version(database: Database) -> None:
     """What it measures after a pause that it does not know of is expected there, and of no other site, and of no other instant."""
-    now = datetime.now(UTC).replace(microsecond=0)
+    now = datetime.now(UTC).replace(second=30, microsecond=0) - timedelta(minutes=1)  # no instant itself
     since, paused_at = now - 6 * LONG, now - 2 * LONG
     made = interval("steady", 600, sites=("office", "home"), active_since=since)
     versions = "(1, 'steady', 1, $1::timestamptz, $2::jsonb), (2, 'steady', 2, $3::timestamptz, null)"

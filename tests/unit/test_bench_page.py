@@ -101,6 +101,8 @@ def test_the_footprint_is_that_of_all_parts() -> None:
         "- warm start: 2.50 s (bar 3), 2.00 to 5.00 in 3",
         "- `refresher --help`: 0.31 s (bar 0.3: **missed**), 0.20 to 0.40 in 3",
     ]
+
+
 def test_the_recorder_is_held_against_copy_round_by_round() -> None:
     """A round in which the machine was slow says as much as any other; a bar that was missed is said to be."""
     drained = recorder.Drained(1_000.0, {"recorder": 0.02}, [2**20] * 10, wal_bytes=900, disk_bytes=600)
