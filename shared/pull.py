@@ -33,9 +33,9 @@ messages of the largest size would fill a gigabyte of memory here."""
 ANSWERS_WITHIN_S, LONGEST_S = 1.0, 8.0
 """How long the first question after the consumer waits for its answer: nobody answers while a cluster elects a leader. Each
 further one waits for twice as long, for the sake of slow lines."""
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 0.25
 """How soon a reconnection is noticed: a restarted server has forgotten the request, and perhaps the consumer. nats-py tells it only
-to whom it was named when it connected, and each look costs an idle system what a heartbeat does."""
+to whom it was named when it connected."""
 
 
 class Pull:
