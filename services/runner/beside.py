@@ -4,7 +4,6 @@ They wait for no turn and hold no lease, so overlap policy and priority mean not
 """
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -12,8 +11,6 @@ from services.runner.line import Measure, Publish
 from services.runner.offer import Ended, Offer
 from shared.events import Result
 from shared.provision import REDELIVER_AFTER_S
-
-log = logging.getLogger(__name__)
 
 
 class Beside:
@@ -48,8 +45,7 @@ class Beside:
             task.cancel()
         await asyncio.wait(tasks)
         for offer, _ in self._runs.values():
-            log.info("run handed back", extra={"run_id": offer.tick.run_id})
-            await offer.message.nak()
+            await offer.hand_back()
         self._runs.clear()
 
     async def _run(self, offer: Offer) -> None:

@@ -70,8 +70,7 @@ class Line:
             self._measuring.cancel()
             await asyncio.wait({self._measuring})
         for offer in (*([self._current] if self._current else []), *self._waiting):
-            log.info("run handed back", extra={"run_id": offer.tick.run_id})
-            await offer.message.nak()
+            await offer.hand_back()
         self._current, self._waiting = None, []
 
     def _known(self, run_id: UUID) -> Offer | None:

@@ -60,6 +60,11 @@ class Offer:
         except NATS_AWAY as error:
             log.warning("tick not acknowledged", extra={"error": str(error) or type(error).__name__})
 
+    async def hand_back(self) -> None:
+        """Give the tick back before it has ended: another runner gets it at once."""
+        log.info("run handed back", extra={"run_id": self.tick.run_id})
+        await self.message.nak()
+
 
 class Ended:
     """The runs that ended here last: a tick of one of them that comes again has only lost its acknowledgement."""
