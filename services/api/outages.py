@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from services.api import queries
 from services.api.models import FailureView
-from services.api.parameters import Moment, Query
+from services.api.parameters import Moment, Query, text_of
 from services.api.parts import TheDatabase
 from services.api.problems import documented, refused
 from shared.events import Name
@@ -96,9 +96,5 @@ async def listed(wanted: Annotated[OutagesQuery, InQuery()], database: TheDataba
     if until - since > LONGEST:
         raise refused("from", f"more than {LONGEST.days} days before `to`")
     found = await queries.outages(database, wanted, since, until, wanted.limit)
-    head = f'"from":"{_text(since)}","to":"{_text(until)}"'
+    head = f'"from":"{text_of(since)}","to":"{text_of(until)}"'
     return Response(b'{%b,"items":%b}' % (head.encode(), found), media_type="application/json")
-
-
-def _text(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -30,6 +30,11 @@ Moment = Annotated[datetime, BeforeValidator(_moment), WithJsonSchema({"type": "
 """A time as RFC 3339 writes it, with its offset, in UTC once it is parsed."""
 
 
+def text_of(moment: datetime) -> str:
+    """Return a time in UTC as answers write it: to the microsecond."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 class Query(BaseModel):
     """The base of the parameters of a query."""
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from services.api import options, store
 from services.api.bodies import SPEC, NewSchedule, ScheduleBody
 from services.api.bus import Bus
-from services.api.parameters import Moment, Query
+from services.api.parameters import Moment, Query, text_of
 from services.api.parts import TheBus
 from services.api.problems import ProblemError, documented
 from shared.due import following, instants, same_everywhere, start_of
@@ -157,7 +157,7 @@ async def foretold(name: ScheduleName, wanted: Annotated[InstantQuery, InQuery()
     after = (wanted.since or datetime.now(UTC)) - timedelta(microseconds=1)
     found = merge(*(zip(instants(schedule, site, after), repeat(site)) for site in sites))
     items = [
-        {"site": site, "due_at": _moment(due_at), "start_at": _moment(start_of(schedule, site, due_at))}
+        {"site": site, "due_at": text_of(due_at), "start_at": text_of(start_of(schedule, site, due_at))}
         for due_at, site in islice(found, wanted.limit)
     ]
     return Response(json.dumps({"items": items}), media_type="application/json")
@@ -249,10 +249,6 @@ def _must_match(if_match: str | None, stored: store.Stored | None) -> None:
     present = f'"{stored.revision}"' if stored else None
     if present is None or not {"*", present} & set(tags):
         raise ProblemError(412, f"If-Match names {if_match[:100]}, but " + (f"the revision is {present}." if present else "there is none."))
-
-
-def _moment(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _answer(schedule: Schedule, revision: int, status: int = 200) -> Response:

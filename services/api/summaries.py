@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 from services.api.database import Database
-from services.api.parameters import Origin
+from services.api.parameters import Origin, text_of
 from services.api.queries import Where
 from shared.schedules import EARLIEST
 
@@ -37,7 +37,7 @@ async def summary(database: Database, wanted: Origin, edges: list[datetime]) -> 
         summed=origin if where.conditions else "site IS NULL",
     )
     found = {row["number"]: row["summary"] for row in await database.rows(sql, *where.arguments)}
-    texts = [f"{edge:%Y-%m-%dT%H:%M:%S.%f}Z" for edge in edges]
+    texts = list(map(text_of, edges))
     buckets = (
         f'{{"from":"{since}","to":"{until}",{found.get(number, _NOTHING)}}}' for number, (since, until) in enumerate(pairwise(texts), 1)
     )

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from services.api import summaries
 from services.api.conditional import IfNoneMatch, answer_once, documented_once
 from services.api.models import Summary
-from services.api.parameters import Moment, Origin
+from services.api.parameters import Moment, Origin, text_of
 from services.api.parts import TheDatabase, TheMemory
 from services.api.problems import refused
 
@@ -79,7 +79,7 @@ async def summarise(
     if len(edges) > BUCKETS + 1:
         raise refused("bucket", f"more than {BUCKETS} buckets: ask for longer ones or a shorter period")
     buckets = await memory.answer((wanted, since, until), lambda: summaries.summary(database, wanted, edges))
-    head = f'"from":"{_text(since)}","to":"{_text(until)}","bucket":"{wanted.bucket}","zone":"{wanted.zone}"'
+    head = f'"from":"{text_of(since)}","to":"{text_of(until)}","bucket":"{wanted.bucket}","zone":"{wanted.zone}"'
     return answer_once(b'{%b,"buckets":%b}' % (head.encode(), buckets), if_none_match)
 
 
@@ -109,7 +109,3 @@ def _next_edge(after: datetime, size: Size, zone: ZoneInfo) -> datetime:
         edge = datetime.combine(day, clock_time(), zone).astimezone(UTC)
         if edge > after:  # a midnight that the clock jumps over is the instant of the jump; one day is then empty
             return edge
-
-
-def _text(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
