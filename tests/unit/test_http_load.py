@@ -3,6 +3,7 @@
 import socket
 import time
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 from services.runner.confined import Channel
@@ -31,9 +32,9 @@ def idle(connection: Connection) -> Steps[None]:
         connection.close()
 
 
-def stream() -> Stream:
+def stream(kind: type[Connection] = Connection) -> Stream:
     """Return a stream that the server takes part in."""
-    connection = Connection(Endpoint("here", socket.AF_INET, ("127.0.0.1", 1), timeout_s=1))
+    connection = kind(Endpoint("here", socket.AF_INET, ("127.0.0.1", 1), timeout_s=1))
     return Stream(connection, idle(connection), warm=True)
 
 
@@ -69,12 +70,6 @@ class Losing(Connection):
         return replace(TcpInfo(*(0 for _ in fields(TcpInfo))), rcv_ooopack=self.holes)
 
 
-def losing_stream() -> Stream:
-    """Return a stream that loses packets all the time."""
-    connection = Losing(Endpoint("here", socket.AF_INET, ("127.0.0.1", 1), timeout_s=1))
-    return Stream(connection, idle(connection), warm=True)
-
-
 def test_streams_that_come_too_late_to_be_measured_are_not_added() -> None:
     """Where loss is found to hold the streams back when the time to warm up is over, what was measured stays, and says so."""
     began = time.monotonic()
@@ -90,7 +85,7 @@ def test_streams_that_come_too_late_to_be_measured_are_not_added() -> None:
         added_s=lambda _: 0.0 if time.monotonic() - began > 2 else None,
         carried=lambda: int(12_500_000 * (time.monotonic() - began)),
     )
-    loaded = Load(Loop(), "download", losing_stream, limits, Silent()).run(lambda _: True)
+    loaded = Load(Loop(), "download", partial(stream, Losing), limits, Silent()).run(lambda _: True)
     assert (loaded.rising, loaded.streams) == (True, 4)
     assert loaded.warm_up_s < 1.8
     assert 97e6 < loaded.rate_bps < 103e6
