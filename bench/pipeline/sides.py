@@ -9,13 +9,13 @@ from pathlib import Path
 
 import psutil
 
+from bench.machine import PEERS
 from bench.pipeline.redis import Redis
 from services.embedded import nats
 from tests import ports
 from tests.servers import port_of, start, stop, wait_for_port
 from tests.services import ServiceProcess
 
-PEERS = Path(".venv-bench/bin").absolute()
 WORKERS = 2
 """Processes that work, a side: of Celery's pool, of Dramatiq, and runners, each on a line of its own."""
 SITES = [f"site-{number}" for number in range(1, WORKERS + 1)]

@@ -15,7 +15,7 @@ import asyncpg
 import httpx
 import psutil
 
-from bench.machine import describe
+from bench.machine import describe, versions
 from bench.reads import report, servers
 from bench.reads.load import Taken, round_of
 from bench.reads.table import BEGIN, END, SITES, fill
@@ -170,7 +170,7 @@ def main() -> None:
             measure(api.url, port, every, 1, 0.2)  # warms up
             taken = measure(api.url, port, every, wanted.rounds, wanted.seconds)
             exported = export(api.url, psutil.Process(api.process.pid), rows)
-    machine = f"{describe()}, PostgreSQL {postgres}, Django {servers.version('django')}, gunicorn {servers.version('gunicorn')}"
+    machine = f"{describe()}, PostgreSQL {postgres}, {versions('Django', 'gunicorn')}"
     bars = {read.name: read.bar_ms for read in every}
     text = report.text(report.Whole(machine, rows, size, wanted.rounds, bars, taken, exported))
     print(text)

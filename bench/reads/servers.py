@@ -1,9 +1,7 @@
 """What is measured: Postgres with a year of results, and the two that read it."""
 
 import asyncio
-import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +10,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import nats
 
+from bench.machine import PEERS
 from services.embedded import postgres
 from services.embedded.program import Program
 from shared.provision import provision
 from tests import ports
 from tests.integration.api_server import Api, api_server
 from tests.servers import Nats, port_of, start, stop, wait_for_port
-
-PEERS = Path(__file__).parents[2] / ".venv-bench" / "bin"
 
 
 @contextmanager
@@ -88,9 +85,3 @@ def django(database_url: str, data: Path) -> Iterator[int]:
         yield port
     finally:
         stop(process)
-
-
-def version(package: str) -> str:
-    """Return the version of a package of the virtual environment of the peers."""
-    code = f"from importlib.metadata import version; print(version({package!r}))"
-    return subprocess.run([PEERS / "python", "-c", code], capture_output=True, text=True, check=True, env=os.environ).stdout.strip()

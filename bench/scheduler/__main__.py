@@ -6,24 +6,15 @@ minute, spread over it: how late it fires. A fire counts when it is in the strea
 
 import argparse
 import asyncio
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from bench.machine import describe
+from bench.machine import describe, versions
 from bench.page import table, write
 from bench.scheduler import beat, ours
 from bench.scheduler.fires import Measured
 from bench.scheduler.report import HEADINGS, rows, verdicts
-
-
-def versions() -> str:
-    """Return what the peer is."""
-    code = (
-        "from importlib.metadata import version\nprint(*(f'{name} {version(name)}' for name in ('celery', 'django-celery-beat')), sep=', ')"
-    )
-    return subprocess.run([str(beat.PEERS / "python"), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def measure(directory: Path, count: int, seconds: int, burst_s: int, sides: str) -> list[Measured]:
@@ -49,7 +40,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="refresher-bench-", ignore_cleanup_errors=True) as name:
             Path(name).chmod(0o711)
             measured = measure(Path(name), count, asked.seconds, asked.burst_seconds, asked.sides)
-        lines = [f"{count:,} schedules, {asked.seconds} s, on {describe()}; {versions()}.", "", *table(HEADINGS, rows(measured)), ""]
+        peers = versions("celery", "django-celery-beat")
+        lines = [f"{count:,} schedules, {asked.seconds} s, on {describe()}; {peers}.", "", *table(HEADINGS, rows(measured)), ""]
         lines += verdicts(count, measured) if "ours" in asked.sides else []
         print("\n".join(lines), flush=True)
         if asked.page:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import psutil
 
+from bench.machine import PEERS
 from bench.pipeline.redis import Redis
 from bench.scheduler.fires import Burst, Fire, Measured, Minute, within
 from services.embedded import postgres
 from tests import ports
 from tests.servers import port_of, start, stop, wait_for_port
 
-PEERS = Path(".venv-bench/bin").absolute()
 _BEAT = ("celery", "-A", "bench.scheduler.peers.with_beat", "beat", "--scheduler", "django_celery_beat.schedulers:DatabaseScheduler")
 A_MINUTE_S = 60.0
 STARTS_WITHIN_S = 90.0

@@ -1,28 +1,14 @@
 """Django's ORM on the table `results`: what a worker of either peer stores for a task."""
 
-import os
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import django
 from django.conf import settings
 
-_where = urlsplit(os.environ["BENCH_DATABASE_URL"])
-settings.configure(
-    USE_TZ=True,
-    DATABASES={
-        "default": {
-            "ENGINE": "django.db.backends.postgresql",
-            "NAME": _where.path.lstrip("/"),
-            "USER": _where.username,
-            "PASSWORD": _where.password,
-            "HOST": _where.hostname,
-            "PORT": _where.port,
-            "CONN_MAX_AGE": None,  # connections are reused for ever
-        }
-    },
-)
+from bench.pipeline.peers.database import DATABASES
+
+settings.configure(USE_TZ=True, DATABASES=DATABASES)
 django.setup()
 
 from django.db import models  # noqa: E402 - a model wants the settings first
