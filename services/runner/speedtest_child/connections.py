@@ -10,10 +10,12 @@ from contextlib import AbstractContextManager, contextmanager
 from http.client import HTTPException
 from typing import Any
 
+from services.runner.confined import is_no_way
 from services.runner.speedtest_child.audit import Audit, Problem, Transfer, answered, unanswered
 
 MOST_LATENCY_S = 3.0
 """Instead of 10 s: three requests to each of five dead servers must leave time for a better answer than `timeout`."""
+_create_connection = socket.create_connection
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -31,6 +33,19 @@ def watched(connection: Any, audit: Audit, timeout_s: float) -> Callable[..., An
         return latency(host, timeout=latency_s, **options)
 
     return connect
+
+
+def connected(address: tuple[str, int], timeout: float | None, source_address: tuple[str, int] | None = None) -> socket.socket:
+    """Connect as `socket.create_connection` does, which tries all of a host's addresses and tells only of the last.
+
+    Raises: OSError, of several one that another machine is the reason for: no way for one of IPv4 and IPv6 is not a line
+    that is down.
+    """
+    try:
+        return _create_connection(address, timeout, source_address, all_errors=True)
+    except ExceptionGroup as group:
+        errors = [error for error in group.exceptions if isinstance(error, OSError)]
+        raise next((error for error in errors if not is_no_way(error)), errors[-1]) from None
 
 
 def _latency(connection: Any, audit: Audit, timeout_s: float) -> Any:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from services.runner.confined import LONGEST_TEXT, Channel, Failed
 from services.runner.speedtest_child.audit import Audit, Problem, Transfer, is_troubled, problems_of
-from services.runner.speedtest_child.connections import watched
+from services.runner.speedtest_child.connections import connected, watched
 from services.runner.speedtest_child.opener import Opener
 
 NO_LATENCY_MS = 60_000
@@ -45,6 +45,7 @@ class Run:
         library.build_opener = lambda *arguments: Opener(build(*arguments), audit, order.timeout_s)
         for name in ("SpeedtestHTTPConnection", "SpeedtestHTTPSConnection"):
             setattr(library, name, watched(getattr(library, name), audit, order.timeout_s))
+        socket.create_connection = connected  # type: ignore[assignment] # of fewer ways to be called
 
     def measure(self) -> dict[str, Any]:
         """Return what the parent reads as an answer.
