@@ -29,13 +29,14 @@ def build(settings: ApiSettings) -> tuple[Service, FastAPI]:
     service = Service("api", broker(settings, "api"))
     database = Database(settings)
     parts = Parts(database, Bus(service.broker, settings.nats_url), Feed(), Memory(database))
-    parts.feed.follow(service.broker)
     service.check("postgres", parts.database.answers)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with service.running(), parts.database.opened():
-            await until_streams(client_of(service.broker)[1], subjects.TICKS, f"KV_{subjects.SCHEDULES}", f"KV_{subjects.RUNNERS}")
+            client, js = client_of(service.broker)
+            await parts.feed.follow(client)
+            await until_streams(js, subjects.TICKS, f"KV_{subjects.SCHEDULES}", f"KV_{subjects.RUNNERS}")
             closing = asyncio.create_task(parts.feed.close_after(service.stopping))
             yield
             closing.cancel()

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
-from faststream.nats import NatsBroker, NatsMessage
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 from pydantic import ValidationError
 
 from services.api.problems import RETRY_AFTER_S, ProblemError
@@ -120,22 +121,21 @@ class Feed:
         for listener in self._listeners:
             listener.close()
 
-    def follow(self, broker: NatsBroker) -> None:
+    async def follow(self, client: Client) -> None:
         """Subscribe to ticks, progress and results as they pass (core NATS, nothing is acknowledged).
 
-        One subscription for all of them: they arrive in the order in which they happened, which several would not keep.
+        One subscription for all of them: they arrive in the order in which they happened, which several would not keep. It is
+        nats-py's own: a subscriber of FastStream takes 0.5 ms of CPU to open each of them, also while nobody listens.
         """
+        await client.subscribe(subjects.EVERYTHING, cb=self._passed)
 
-        # no_reply: what goes into a stream carries the publisher's inbox for the server's acknowledgement; an answer
-        # from here would be taken for it
-        @broker.subscriber(subjects.EVERYTHING, no_reply=True)
-        async def passed(message: NatsMessage) -> None:
-            kind = message.raw_message.subject.split(".", 2)[1]
-            if kind not in _KINDS or not self._listeners:
-                return
-            try:
-                event = _KINDS[kind].model_validate_json(message.body)
-            except ValidationError as error:
-                log.debug("event not understood", extra={"subject": kind, "error": str(error)})
-                return
-            self.publish(Happened(kind, event.site, event.run_id, event.to_json()))
+    async def _passed(self, message: Msg) -> None:
+        kind = message.subject.split(".", 2)[1]
+        if kind not in _KINDS or not self._listeners:
+            return
+        try:
+            event = _KINDS[kind].model_validate_json(message.data)
+        except ValidationError as error:
+            log.debug("event not understood", extra={"subject": kind, "error": str(error)})
+            return
+        self.publish(Happened(kind, event.site, event.run_id, event.to_json()))
