@@ -55,6 +55,7 @@ def _read(measurement: dict[str, Any], watched: Watched, outcome: Outcome) -> No
         details = measurement["details"].get(side)
         if isinstance(details, dict):
             figures.streams = details.get("streams")
+            figures.cpu_share = details.get("cpu_share")
         if isinstance(details, dict) and {"began_at", "ended_at"} <= {*details}:
             window = [details[name] - time() + monotonic() for name in ("began_at", "ended_at")]
             figures.counted_bps = watched.goodput_bps(direction, *window)

@@ -19,6 +19,13 @@ class Figures:
     """The round-trip time under load that the engine says it saw."""
     streams: int | None = None
     """How many connections carried it."""
+    cpu_share: float | None = None
+    """How much of a core the engine took for it, where it tells."""
+
+    @property
+    def cpu_s_per_gb(self) -> float | None:
+        """Return the processor time for 10^9 bytes of payload."""
+        return self.cpu_share * 8e9 / self.measured_bps if self.cpu_share is not None and self.measured_bps else None
 
 
 @dataclass

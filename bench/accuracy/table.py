@@ -20,6 +20,7 @@ HEADINGS = (
     "error of the download",
     "error of the upload",
     "CPU (s)",
+    "CPU s per GB, down / up",
     "data (MB)",
     "time (s)",
     "idle latency (ms)",
@@ -50,6 +51,7 @@ def row(runs: Runs, line: Line, engine: str) -> tuple[str, ...]:
         _spread(runs.errors(line, engine, "down")),
         _spread(runs.errors(line, engine, "up")),
         _number(_middle(each.cpu_s for each in whole), "{:.1f}"),
+        _both(_per_gigabyte(whole, way) for way in DIRECTIONS),
         _number(_middle(each.wire_bytes / 1e6 for each in whole), "{:,.0f}"),
         _number(_middle(each.wall_s for each in whole), "{:.0f}"),
         _number(_middle(each.latency_s and each.latency_s * 1e3 for each in whole), "{:.1f}"),
@@ -100,6 +102,11 @@ def _remarks(outcomes: list[Outcome]) -> str:
 def _streams(outcomes: list[Outcome], direction: str) -> str | None:
     streams = _middle(each.figures[direction].streams for each in outcomes if direction in each.figures)
     return None if streams is None else f"{streams:.0f}"
+
+
+def _per_gigabyte(outcomes: list[Outcome], direction: str) -> str | None:
+    seconds = _middle(each.figures[direction].cpu_s_per_gb for each in outcomes if direction in each.figures)
+    return None if seconds is None else f"{seconds:.2f}"
 
 
 def _middle(values: Iterable[float | None]) -> float | None:

@@ -16,7 +16,7 @@ from bench.accuracy.watch import Watched
 
 def outcome(measured: float | None, counted: float | None, **rest: object) -> Outcome:
     """Return a run with the same figures in both directions, in Mbit/s."""
-    figures = {way: Figures(measured and measured * 1e6, counted and counted * 1e6, streams=4) for way in ("down", "up")}
+    figures = {way: Figures(measured and measured * 1e6, counted and counted * 1e6, streams=4, cpu_share=0.05) for way in ("down", "up")}
     return Outcome(figures=figures, cpu_s=1, wall_s=10, wire_bytes=5_000_000, **rest)  # type: ignore[arg-type]
 
 
@@ -116,8 +116,8 @@ def test_the_table_says_medians_and_what_failed(tmp_path: Path) -> None:
     cells = [cell.strip() for cell in http.strip("|").split("|")]
     assert cells[:4] == ["20/5, 10ms", "`http`", "7", "19.1 / 19.1"]
     assert cells[5] == "**0.0 %** (−1.0 % to +1.0 %)"
-    assert cells[7:11] == ["1.0", "5", "10", "10.3"]
-    assert cells[13] == "4 failed: it / broke; streams 4 / 4; limited by line"
+    assert cells[7:12] == ["1.0", "20.92 / 20.92", "5", "10", "10.3"]
+    assert cells[14] == "4 failed: it / broke; streams 4 / 4; limited by line"
     assert len(table.HEADINGS) == len(cells)
     (speedtest,) = [line for line in text.splitlines() if "`speedtest`" in line]
     assert " – | – " in speedtest
