@@ -7,6 +7,8 @@ from services.api.database import Database
 
 LARGEST = 16_000_000
 """So many bytes of answers are kept at most."""
+ASKED = 1_000
+"""So many questions are known again."""
 
 # What this server would show to a statement: it is another as soon as any transaction that changed something has ended.
 _SHOWN = "SELECT pg_postmaster_start_time(), pg_current_snapshot()::text"
@@ -20,16 +22,23 @@ class Memory:
         self._shown: object = None
         self._answers: dict[Hashable, asyncio.Task[bytes]] = {}
         self._size = 0
+        self._asked: set[Hashable] = set()
         self._looking: asyncio.Task[object] | None = None
         self._next_look: asyncio.Task[object] | None = None
 
     async def answer(self, question: Hashable, make: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Return the answer to a question, which `make` reads from the database and nothing else; it is read once for all who ask.
+        """Return the answer to a question, which `make` reads from the database and nothing else.
 
-        It is asked each time what is shown now, before anything is read. An answer is kept under what was shown before it was
+        The first time it is only made, for most questions are never asked again. From then on it is read once for all who ask:
+        it is asked each time what is shown now, before anything is read. An answer is kept under what was shown before it was
         read, and given again only while that is still shown: then nothing ended in between, so it was read from the same.
         Raises: Unavailable, and what `make` raises.
         """
+        if question not in self._asked:
+            if len(self._asked) == ASKED:
+                self._asked.clear()
+            self._asked.add(question)
+            return await make()
         shown = await self._look()
         if shown != self._shown:
             self._shown = shown

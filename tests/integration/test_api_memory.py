@@ -44,12 +44,37 @@ class Counted:
         return str(found[0]).encode()
 
 
+async def knowing(database: Database, *questions: object) -> Memory:
+    """Return a memory that was asked these questions before."""
+    kept, make = Memory(database), Counted(database)
+    for question in questions:
+        await kept.answer(question, make)
+    assert make.times == len(questions)
+    return kept
+
+
+async def test_what_is_asked_for_the_first_time_is_not_kept(
+    opened: Database, database: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs no look at what the database shows, and is read anew by the next who asks; so is what was forgotten."""
+    monkeypatch.setattr(memory, "ASKED", 2)
+    monkeypatch.setattr(memory, "_SHOWN", "SELECT 1 / 0")
+    kept, make = Memory(opened), Counted(opened)
+    assert await kept.answer("how many", make) == b"1"
+    monkeypatch.undo()
+    await insert(database, row(T0 + HOUR))
+    assert await kept.answer("how many", make) == b"2"
+    monkeypatch.setattr(memory, "ASKED", 2)
+    monkeypatch.setattr(memory, "_SHOWN", "SELECT 1 / 0")
+    assert [await kept.answer(each, make) for each in ("another", "a third", "how many")] == [b"2"] * 3
+
+
 async def test_an_answer_is_read_once_until_something_is_committed(opened: Database, database: Connection) -> None:
     """Neither what only reads nor what is yet to be committed has it read again; a commit does.
 
     Each is asked three times: Postgres itself may commit something in between, once.
     """
-    kept, make = Memory(opened), Counted(opened)
+    kept, make = await knowing(opened, "how many", "another", "a third"), Counted(opened)
     assert [await kept.answer("how many", make) for _ in range(3)] == [b"1"] * 3
     assert make.times < 3
     async with database.transaction():
@@ -68,7 +93,7 @@ async def test_an_answer_is_read_once_until_something_is_committed(opened: Datab
 
 async def test_what_is_committed_while_an_answer_is_read_is_in_the_next(opened: Database, database: Connection) -> None:
     """Whether the reading saw it or not, and whoever else asked meanwhile."""
-    kept, make = Memory(opened), Counted(opened)
+    kept, make = await knowing(opened, "how many", "later"), Counted(opened)
 
     def beside(*steps: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[bytes]]:
         async def all_of_them() -> bytes:
@@ -92,7 +117,7 @@ async def test_what_is_committed_while_an_answer_is_read_is_in_the_next(opened: 
 async def test_no_more_is_kept_than_there_is_room_for(opened: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is larger than all of it is given and not kept."""
     monkeypatch.setattr(memory, "LARGEST", 100)
-    kept, asked = Memory(opened), []
+    kept, asked = await knowing(opened, 40, 41, 42, 101), list[int]()
 
     async def answer(size: int) -> bytes:
         async def make() -> bytes:
@@ -108,7 +133,7 @@ async def test_no_more_is_kept_than_there_is_room_for(opened: Database, monkeypa
 
 async def test_what_many_ask_at_once_is_read_once(opened: Database) -> None:
     """Also when the first of them goes away; and an error is everybody's, but not kept."""
-    kept, make, errors = Memory(opened), Counted(opened), 0
+    kept, make, errors = await knowing(opened, "how many", "wrong"), Counted(opened), 0
     asking = [asyncio.create_task(kept.answer("how many", make)) for _ in range(20)]
     await make.began.wait()
     asking[0].cancel()
@@ -132,7 +157,8 @@ async def test_what_the_api_keeps_is_what_it_would_read(nats_server: Nats, datab
     """A row shows in pages and summaries as soon as it is committed, and no sooner."""
     await insert(database, row(T0))
     async with in_process(nats_server.url, database_url) as api:
-        first = (await api.get(path)).content
+        first, again = (await api.get(path)).content, (await api.get(path)).content
+        assert again == first
         async with database.transaction():
             await insert(database, row(T0 + HOUR))
             assert (await api.get(path)).content == first
