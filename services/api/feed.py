@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 CLIENTS = 100
 WAITING = 256
 """How many events wait for a slow client; with more, the oldest are dropped and it is told how many."""
+TICKS = 10_000
+"""So many ticks are known again: each replica of the scheduler publishes all of them, and one of each is stored."""
 
 _KINDS: dict[str, type[Tick] | type[Progress] | type[Result]] = {"tick": Tick, "progress": Progress, "result": Result}
 """What is shown, by the second word of its subject."""
@@ -85,6 +87,7 @@ class Feed:
 
     def __init__(self) -> None:
         self._listeners: set[Listener] = set()
+        self._ticks: dict[UUID, None] = {}
         self._closed = False
 
     def __len__(self) -> int:
@@ -110,7 +113,13 @@ class Feed:
             self._listeners.discard(listener)
 
     def publish(self, event: Happened) -> None:
-        """Hand an event to all listeners."""
+        """Hand an event to all listeners, a tick once."""
+        if event.kind == "tick":
+            if event.run_id in self._ticks:
+                return
+            if len(self._ticks) == TICKS:
+                del self._ticks[next(iter(self._ticks))]
+            self._ticks[event.run_id] = None
         for listener in self._listeners:
             listener.offer(event)
 
