@@ -59,6 +59,9 @@ def _members(names: Sequence[str], value: str) -> str:
 _NOTHING = f'"counts":{{{_members(_STATUSES, "0")}}},"metrics":{{{_members(METRICS, "null")}}}'
 _COUNTED = ", ".join(f"count(*) FILTER (WHERE status = '{status}')" for status in _STATUSES)
 _ADDED = ", ".join(f"sum(statuses[{n}])::bigint" for n in range(1, len(_STATUSES) + 1))
+# where nothing was measured twice there are the values alone
+_ROLLUP = """statuses, sums, coalesce(minima, sums) AS minima, coalesce(maxima, sums) AS maxima,
+    coalesce(histogram, result_histogram_of_one(sums)) AS histogram, coalesce(summary, result_summary_of_one(statuses, sums)) AS summary"""
 _BETWEEN = """
   min(value) FILTER (WHERE upto > floor({share} * (total - 1))) * (1 - {share} * (total - 1) + floor({share} * (total - 1)))
   + min(value) FILTER (WHERE upto > ceil({share} * (total - 1))) * ({share} * (total - 1) - floor({share} * (total - 1)))
@@ -72,10 +75,10 @@ WITH cut AS MATERIALIZED (  -- the days that cannot be used as a whole
   WHERE hours = 1 AND since >= {{first}} AND since < {{last}} AND date_bin('1 day', since, '2000-01-01Z') IN (SELECT since FROM cut)
   UNION SELECT since FROM unnest({{cut_hours}}) AS since WHERE since >= (SELECT kept_since FROM ledger_state)
 ), used AS MATERIALIZED (
-  SELECT width_bucket(since, {{starts}}) AS number, statuses, sums, minima, maxima, histogram, summary FROM result_rollups
+  SELECT width_bucket(since, {{starts}}) AS number, {_ROLLUP} FROM result_rollups
   WHERE hours = 24 AND since >= {{first}} AND since < {{last}} AND {{summed}} AND since NOT IN (SELECT since FROM cut)
   UNION ALL
-  SELECT width_bucket(hour.since, {{starts}}), statuses, sums, minima, maxima, histogram, summary FROM cut CROSS JOIN LATERAL (
+  SELECT width_bucket(hour.since, {{starts}}), {_ROLLUP} FROM cut CROSS JOIN LATERAL (
     SELECT * FROM result_rollups WHERE hours = 1 AND {{summed}}
     AND since >= greatest(cut.since, {{first}}) AND since < least(cut.since + interval '24 hours', {{last}})
     OFFSET 0  -- day by day by the index, rather than all of them against each day
