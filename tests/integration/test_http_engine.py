@@ -95,6 +95,15 @@ async def test_a_body_in_chunks_and_connections_that_close_are_measured_too() ->
         assert (await run(server, **BARE)).latency_s < 0.02
 
 
+@pytest.mark.parametrize("fault", ["slow", "500"])
+async def test_a_server_that_cannot_say_who_asks_still_serves(fault: str) -> None:
+    """Without a way to ipinfo.io LibreSpeed's `getIP.php` waits for it, or ends in an error: only the client stays unknown."""
+    with LibreSpeed(faults={"config": fault}) as server:
+        result = await run(server, **BARE)
+    assert result.latency_s > 0
+    assert (result.client.address, result.client.isp) == (None, None)
+
+
 async def test_https_is_verified(certificate: Path) -> None:
     """A certificate that nobody vouches for is refused; with its authority given, the line is measured."""
     with LibreSpeed(**LINE, certificate=certificate) as server:
