@@ -6,6 +6,8 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
+import pytest
+
 from services.runner.confined import Channel
 from services.runner.http_child.connection import Connection, Endpoint
 from services.runner.http_child.load import Limits, Load
@@ -89,3 +91,35 @@ def test_streams_that_come_too_late_to_be_measured_are_not_added() -> None:
     assert (loaded.rising, loaded.streams) == (True, 4)
     assert loaded.warm_up_s < 1.8
     assert 97e6 < loaded.rate_bps < 103e6
+
+
+@pytest.mark.parametrize(("last_bps", "rising"), [(100e6, False), (200e6, True)])
+def test_streams_that_never_start_do_not_say_what_they_bring(last_bps: float, rising: bool) -> None:
+    """A server that leaves the last streams waiting leaves nothing to compare before time is up: what is measured with them tells."""
+    began = time.monotonic()
+    made: list[Stream] = []
+
+    def make() -> Stream:
+        made.append(replace(stream(), warm=len(made) < 4))
+        return made[-1]
+
+    def carried() -> int:
+        """Count 50 Mbit/s of two streams, then 100 Mbit/s of four, then those of eight."""
+        since = time.monotonic() - began
+        return int((50e6 * min(since, 0.6) + 100e6 * max(0, min(since, 1.6) - 0.6) + last_bps * max(0, since - 1.6)) / 8)
+
+    limits = Limits(
+        longest_s=4,
+        shortest_s=1,
+        max_bytes=10**12,
+        slice_s=0.05,
+        first_streams=2,
+        most_streams=16,
+        silence_s=5,
+        round_trip_s=0.01,
+        added_s=lambda _: None,
+        carried=carried,
+    )
+    loaded = Load(Loop(), "download", make, limits, Silent()).run(lambda _: True)
+    assert (loaded.rising, loaded.streams) == (rising, 8)
+    assert loaded.rate_bps == pytest.approx(last_bps, rel=0.03)

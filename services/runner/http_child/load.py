@@ -86,6 +86,8 @@ class Load:
         self._infos: list[TcpInfo | None] = []
         self._moved_at = self._reported_at = 0.0
         self._slice_s = limits.slice_s
+        self._fewer_bps = 0.0
+        """What fewer streams reached, where the warm-up ended without a word on the last ones; else 0."""
 
     def run(self, enough: Callable[[float], bool]) -> Loaded:
         """Load the line and measure; `enough` says of the moment since which it is measured whether the rest knows enough too.
@@ -127,6 +129,8 @@ class Load:
                 break
             self._add(min(count, limits.most_streams - count))
             growth, reached, lost = Growth(growth.window), now_reached, self._holes()
+        else:  # over before the last streams have shown what they bring: what is measured with them will
+            self._loaded.rising, self._fewer_bps = False, reached
         self._start_measuring(len(self._marks) - 1)
 
     def _is_held_back(self, since: float, lost: int) -> bool:
@@ -250,6 +254,7 @@ class Load:
         loaded.carried_bytes, loaded.streams, loaded.slices = carried, len(self._streams), len(marks) - 1
         loaded.began, loaded.ended, loaded.warm_up_s = first[0], last[0], first[0] - self._began
         loaded.cpu_share = (last[2] - first[2]) / (last[0] - first[0])
+        loaded.rising |= self._fewer_bps > SLOW_BPS and loaded.rate_bps > self._fewer_bps * GROWING
         self._tell_of_tcp()
         return loaded
 
