@@ -112,6 +112,8 @@ def test_the_lists_name_this_server(start: Start) -> None:
     """LibreSpeed's clients get a list of one server, by the name that they asked; our own get a token for datagrams."""
     server = start()
     (listed,) = httpx.get(f"{server.url}/.well-known/librespeed").json()
+    for_pages = httpx.get(f"{server.url}/.well-known/librespeed?cors=true")
+    assert (for_pages.json(), for_pages.headers["access-control-allow-origin"]) == ([listed], "*")
     assert listed["server"] == f"{server.url}/"
     assert {name: listed[name] for name in ("dlURL", "ulURL", "pingURL", "getIpURL")} == {
         "dlURL": "garbage",
