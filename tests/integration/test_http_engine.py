@@ -180,6 +180,18 @@ async def test_a_lie_becomes_a_failure(route: str, fault: str, kind: str, text: 
     assert caught.value.engine_version == "refresher 0.1.0"
 
 
+@pytest.mark.parametrize("route", ["download", "upload"])
+async def test_a_server_with_few_workers_is_measured_with_those(route: str) -> None:
+    """One of two streams waits for ever: the other one is measured, and what more of them would bring stays open."""
+    with LibreSpeed(**LINE, faults={route: "slow"}, fault_share=0.5) as server:
+        result = await run(server, download=route == "download", upload=route == "upload", loss=False)
+    details = result.details[route]
+    assert getattr(result, f"{route}_bps") == pytest.approx(LINE[f"{route}_bps"], rel=0.05)
+    assert details["streams"] >= 1
+    assert details["streams_left_waiting"] >= 1
+    assert result.confidence != "reliable"
+
+
 async def test_an_endless_body_is_a_download_and_costs_no_memory() -> None:
     """A body that never ends is what a download is made of: its rate is measured, and the child stays small."""
     most = 0

@@ -121,5 +121,5 @@ def test_streams_that_never_start_do_not_say_what_they_bring(last_bps: float, ri
         carried=carried,
     )
     loaded = Load(Loop(), "download", make, limits, Silent()).run(lambda _: True)
-    assert (loaded.rising, loaded.streams) == (rising, 8)
+    assert (loaded.rising, loaded.streams, loaded.left_waiting) == (rising, 4, 4)
     assert loaded.rate_bps == pytest.approx(last_bps, rel=0.03)

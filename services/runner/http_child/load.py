@@ -29,6 +29,7 @@ LEAST_BYTES = 16_384
 """What carries less in a whole phase is slower than any line: a server that drips."""
 ALIVE_SHARE = 0.75
 """So many of the streams must last."""
+UNANSWERED = {"timeout", "unconfirmed"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Loaded:
     slices: int = 0
     stopped_by: str = "time"
     """`sure`, `time`, `bytes`, or `end` where the far end ended it."""
+    left_waiting: int = 0
+    """Streams that the server never answered; they are not among `streams`. What more would bring could not be tried."""
     rising: bool = False
     """More streams still brought more: loss, or a limit per connection, held each of them back."""
     cpu_share: float = 0
@@ -120,7 +123,7 @@ class Load:
             growth.rates.append(self._slice())
             growth.window = self._window(fmean(growth.rates[-growth.window :]))
             now_reached = growth.plateau()
-            if now_reached is None or not all(stream.warm for stream, _ in self._streams):
+            if now_reached is None or not all(stream.warm or task.problem for stream, task in self._streams):
                 continue
             count = len(self._streams)
             more_wanted = now_reached > reached * GROWING or self._is_held_back(self._marks[-growth.window][0], lost)
@@ -217,14 +220,24 @@ class Load:
         return mark
 
     def _look_after(self, now: float, *, moved: bool) -> None:
-        failed = [task.problem for _, task in self._streams if task.problem]
-        if len(failed) > (1 - ALIVE_SHARE) * len(self._streams):
+        count = len(self._streams) - self._left_waiting()
+        failed = [task.problem for stream, task in self._streams if task.problem and not self._is_left_waiting(stream, task)]
+        if len(failed) > (1 - ALIVE_SHARE) * count:
             raise failed[0]
         if moved:
             self._moved_at = now
         elif now - self._moved_at > self._limits.silence_s:
             kind = "timeout" if self._phase == "download" else "unconfirmed"
             raise Failed(kind, f"the {self._phase} stood still: not one byte arrived for {self._limits.silence_s:g} s")
+
+    def _is_left_waiting(self, stream: Stream, task: Task) -> bool:
+        """Tell whether the server serves others and never this one: it has a worker for so many and no more."""
+        if stream.warm or not any(each.warm for each, _ in self._streams):
+            return False
+        return task.problem is None or task.problem.kind in UNANSWERED
+
+    def _left_waiting(self) -> int:
+        return sum(self._is_left_waiting(*each) for each in self._streams)
 
     def _window(self, rate_bps: float) -> int:
         """Return how many slices make two round trips, and carry enough packets that a tenth of them is no chance."""
@@ -251,7 +264,8 @@ class Load:
             raise Failed("bad_answer", f"the {self._phase} came to {moved} bytes in {self._limits.longest_s:g} s: that is no measurement")
         first, last = marks[0], marks[-1]
         loaded.rate_bps, loaded.spread, loaded.disagreement = rate_bps(marks), spread(marks), disagreement(marks)
-        loaded.carried_bytes, loaded.streams, loaded.slices = carried, len(self._streams), len(marks) - 1
+        loaded.left_waiting = self._left_waiting()
+        loaded.carried_bytes, loaded.streams, loaded.slices = carried, len(self._streams) - loaded.left_waiting, len(marks) - 1
         loaded.began, loaded.ended, loaded.warm_up_s = first[0], last[0], first[0] - self._began
         loaded.cpu_share = (last[2] - first[2]) / (last[0] - first[0])
         loaded.rising |= self._fewer_bps > SLOW_BPS and loaded.rate_bps > self._fewer_bps * GROWING
@@ -286,6 +300,7 @@ def told_of(loaded: Loaded) -> dict[str, Any]:
         "began_at": loaded.began + since_epoch,
         "ended_at": loaded.ended + since_epoch,
         "streams": loaded.streams,
+        "streams_left_waiting": loaded.left_waiting or None,
         "slices": loaded.slices,
         "warm_up_s": loaded.warm_up_s,
         "measured_s": loaded.ended - loaded.began,

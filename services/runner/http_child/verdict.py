@@ -35,11 +35,14 @@ def bound_bps(streams: int, loss: Loss | None, round_trip_s: float) -> float:
 
 
 def confidence(loaded: Loaded, limit: str, *, acknowledged: bool) -> str:
-    """Return `reliable`, `indicative` (few slices, or they do not agree, or bytes were counted as handed over) or `underestimates`."""
+    """Return `reliable`, `indicative` or `underestimates`.
+
+    Indicative: few slices, or they do not agree, or bytes were counted as handed over, or the server left streams waiting.
+    """
     if limit != "line":
         return "underestimates"
     sure = abs(loaded.disagreement) < SURE_WITHIN and loaded.spread < SURE_SPREAD and acknowledged
-    return "reliable" if sure and loaded.stopped_by != "bytes" else "indicative"
+    return "reliable" if sure and loaded.stopped_by != "bytes" and not loaded.left_waiting else "indicative"
 
 
 def worst(words: list[str], order: tuple[str, ...]) -> str | None:
