@@ -268,7 +268,9 @@ class Load:
         loaded.carried_bytes, loaded.streams, loaded.slices = carried, len(self._streams) - loaded.left_waiting, len(marks) - 1
         loaded.began, loaded.ended, loaded.warm_up_s = first[0], last[0], first[0] - self._began
         loaded.cpu_share = (last[2] - first[2]) / (last[0] - first[0])
-        loaded.rising |= self._fewer_bps > SLOW_BPS and loaded.rate_bps > self._fewer_bps * GROWING
+        # behind a queue the line is full, and it was the fewer streams that had not got up to speed
+        is_full = (self._limits.added_s(loaded.began) or 0) >= NO_QUEUE_S
+        loaded.rising |= self._fewer_bps > SLOW_BPS and loaded.rate_bps > self._fewer_bps * GROWING and not is_full
         self._tell_of_tcp()
         return loaded
 
