@@ -186,7 +186,7 @@ async def test_a_server_with_few_workers_is_measured_with_those(route: str) -> N
     with LibreSpeed(**LINE, faults={route: "slow"}, fault_share=0.5) as server:
         result = await run(server, download=route == "download", upload=route == "upload", loss=False)
     details = result.details[route]
-    assert getattr(result, f"{route}_bps") == pytest.approx(LINE[f"{route}_bps"], rel=0.05)
+    assert getattr(result, f"{route}_bps") == pytest.approx(LINE[f"{route}_bps"], rel=0.1)
     assert details["streams"] >= 1
     assert details["streams_left_waiting"] >= 1
     assert result.confidence != "reliable"
