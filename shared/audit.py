@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 
 from shared import history, ledger
-from shared.connect import Connection
+from shared.database import Connection
 from shared.errors import TooMuch
 from shared.events import run_id_of
 from shared.ledger import Due, Span

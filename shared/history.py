@@ -5,7 +5,7 @@ import logging
 import asyncpg
 from pydantic import ValidationError
 
-from shared.connect import Connection
+from shared.database import Connection
 from shared.ledger import Version
 from shared.schedules import HISTORY, Schedule
 

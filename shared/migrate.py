@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import asyncpg
 
-from shared.connect import Connection
+from shared.database import Connection
 from shared.errors import ConfigurationError, Unavailable
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from bench.recorder.report import COPY, FETCH, RECORDER, TWO, UNNEST, Drained, r
 from services.embedded import postgres
 from services.recorder import store
 from shared import subjects
-from shared.connect import Connection
+from shared.database import Connection
 from shared.events import Result
 from shared.migrate import migrate
 from tests import ports

@@ -7,7 +7,8 @@ from typing import Any
 
 import asyncpg
 
-from shared.connect import POSTGRES_AWAY, Connection, postgres, unreachable
+from shared.connect import unreachable
+from shared.database import POSTGRES_AWAY, Connection, postgres
 from shared.errors import Unavailable
 from shared.settings import DatabaseSettings
 

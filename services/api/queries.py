@@ -12,7 +12,7 @@ import asyncpg
 from services.api.database import Database
 from services.api.parameters import Origin, Query
 from services.api.problems import refused
-from shared.connect import Connection
+from shared.database import Connection
 from shared.schedules import EARLIEST
 
 

@@ -110,7 +110,8 @@ async def _replay(since: datetime | None, until: datetime | None) -> Summary:
     from services.cli.stream import reading
     from services.recorder import store
     from services.recorder.batch import store_each
-    from shared.connect import POSTGRES_AWAY, unreachable
+    from shared.connect import unreachable
+    from shared.database import POSTGRES_AWAY
     from shared.migrate import migrate_if_allowed
 
     summary, passed = Summary(), 0

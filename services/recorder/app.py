@@ -14,7 +14,8 @@ from services.recorder.record import LANES, Recorder
 from services.recorder.settings import RecorderSettings
 from services.recorder.settler import Settler
 from shared import abandoned, subjects
-from shared.connect import NATS_AWAY, broker, client_of, postgres
+from shared.connect import NATS_AWAY, broker, client_of
+from shared.database import postgres
 from shared.provision import CONSUMERS, STREAMS, until_consumer
 from shared.service import Service
 

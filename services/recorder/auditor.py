@@ -9,7 +9,8 @@ import asyncpg
 
 from services.recorder.metrics import Metrics
 from shared.audit import audit
-from shared.connect import NATS_AWAY, lent
+from shared.connect import NATS_AWAY
+from shared.database import lent
 
 log = logging.getLogger(__name__)
 

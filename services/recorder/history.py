@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from services.recorder.batch import NEWEST
 from shared import subjects
 from shared.buckets import is_removal
-from shared.connect import Connection
+from shared.database import Connection
 from shared.events import Tick
 from shared.history import spec
 from shared.schedules import read

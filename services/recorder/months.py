@@ -8,7 +8,8 @@ import asyncpg
 
 from services.recorder.metrics import Metrics
 from services.recorder.settler import alone
-from shared.connect import NATS_AWAY, Connection, lent
+from shared.connect import NATS_AWAY
+from shared.database import Connection, lent
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from shared.connect import Connection
+from shared.database import Connection
 from shared.events import Trigger
 from shared.ledger import Due
 

@@ -16,7 +16,7 @@ from services.recorder import store
 from services.recorder.batch import Refused, Stored, store_each
 from services.recorder.metrics import Metrics
 from shared import subjects
-from shared.connect import POSTGRES_AWAY, lent
+from shared.database import POSTGRES_AWAY, lent
 from shared.dead import bury
 from shared.errors import Unavailable
 from shared.events import Result

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from shared.connect import NATS_AWAY, Connection, lent
+from shared.connect import NATS_AWAY
+from shared.database import Connection, lent
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,8 @@ from services.recorder.presence import Presence
 from services.recorder.verdict import Later, Nobodys, Present, verdict
 from shared import ledger, subjects
 from shared.claims import said
-from shared.connect import NATS_AWAY, Connection, lent
+from shared.connect import NATS_AWAY
+from shared.database import Connection, lent
 from shared.events import ANY, Failure, Result, Status, Tick
 from shared.history import versions
 from shared.ledger import Due, Span, Version

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
-from shared.connect import Connection
+from shared.database import Connection
 from shared.events import Client, Measurement, Result, Server
 
 REFUSED = (

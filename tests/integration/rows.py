@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from shared.connect import Connection
+from shared.database import Connection
 
 
 def row(due_at: datetime, **columns: Any) -> dict[str, Any]:

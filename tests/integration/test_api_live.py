@@ -19,7 +19,7 @@ from nats.aio.client import Client
 
 from services.api.feed import CLIENTS, WAITING
 from shared import subjects
-from shared.connect import Connection
+from shared.database import Connection
 from shared.events import Failure, Progress, Result, Status, Tick
 from shared.provision import provision
 from shared.publish import publish

@@ -9,7 +9,7 @@ import pytest
 from services.api import memory
 from services.api.database import Database
 from services.api.memory import Memory
-from shared.connect import Connection
+from shared.database import Connection
 from shared.errors import Unavailable
 from shared.settings import DatabaseSettings
 from tests.integration.api_server import in_process

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from services.api.models import EXAMPLE
-from shared.connect import Connection
+from shared.database import Connection
 from shared.dead import SUBJECT
 from tests.integration.api_server import api_server, in_process
 from tests.integration.conftest import Bus, Start

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from services.api.queries import LATEST_PER_LINE
-from shared.connect import Connection
+from shared.database import Connection
 from tests.integration.api_server import api_server, in_process
 from tests.integration.rows import insert, row
 from tests.servers import Nats

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from shared import subjects
-from shared.connect import Connection
+from shared.database import Connection
 from shared.migrate import migrate
 from shared.schedules import Interval, Schedule
 from tests.integration.api_server import api_server, in_process

@@ -25,7 +25,7 @@ from services.recorder.months import drop_before
 from services.recorder.rollups import add_up
 from shared import migrate, subjects
 from shared.buckets import entries
-from shared.connect import Connection as Database
+from shared.database import Connection as Database
 from shared.errors import ConfigurationError
 from shared.provision import provision
 from shared.schedules import Cron, Interval, Schedule

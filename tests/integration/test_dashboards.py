@@ -22,7 +22,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana.build import documents
 from grafana.parts import POSTGRES, PROMETHEUS, Sql
-from shared.connect import Connection
+from shared.database import Connection
 from tests import dashboards
 from tests.integration.api_server import in_process
 from tests.integration.conftest import Bus, Start, interval, until

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from services.embedded.program import Program
-from shared.connect import Connection
+from shared.database import Connection
 from tests import ports
 from tests.debian import program
 from tests.integration.conftest import Bus, Start, interval, until

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.connect import Connection
+from shared.database import Connection
 from tests.commands import Refresher
 from tests.integration.api_server import api_server, in_process
 from tests.integration.rows import insert, row

@@ -22,7 +22,7 @@ from services.api.summary import _edges
 from services.recorder import store
 from services.recorder.months import drop_before
 from services.recorder.rollups import add_up
-from shared.connect import Connection
+from shared.database import Connection
 from shared.events import Failure, Measurement, Result, Status
 from shared.migrate import migrate
 from shared.settings import DatabaseSettings
