@@ -212,6 +212,7 @@ def start(name: str, kind: type[S], build: Callable[[S], tuple[Service, Any]]) -
         log_config=None,
         access_log=False,
         lifespan="on",
+        ws="none",  # nobody speaks it here, and its library is half a megabyte
         timeout_graceful_shutdown=10,
         server_header=False,
     )
