@@ -1,6 +1,7 @@
 """The commands that run the system: up, run, migrate, env."""
 
 import asyncio
+import os
 import shlex
 import sys
 from enum import StrEnum
@@ -57,9 +58,12 @@ def up(
       refresher up
       refresher up --data-dir ~/speed --port 8080
     """
-    from services.embedded import supervisor
-
-    raise typer.Exit(supervisor.main(data_dir, port))
+    if data_dir:
+        os.environ["REFRESHER_DATA_DIR"] = str(data_dir)
+    if port:
+        os.environ["REFRESHER_API_PORT"] = str(port)
+    # another program instead of this one: it stays for months, and what a command line imports is 10 MB
+    os.execv(sys.executable, (sys.executable, "-m", "services.embedded"))  # noqa: S606 - there is no shell to be had
 
 
 def run(service: Annotated[ServiceName, typer.Argument(help="Which one.")]) -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from services.embedded import nats, postgres, supervisor
-from services.embedded.program import Program, remembered_port, remembered_secret, write_whole
+from services.embedded.program import Program, data_directory, remembered_port, remembered_secret, write_whole
 from services.embedded.system import API_PORT, DATABASE_VARIABLE, NATS_VARIABLE, System
 
 SERVERS = ("nats-1", "nats-2", "nats-3")
@@ -21,7 +21,8 @@ DIRECTORY = ".refresher-cluster"
 
 def main() -> int:
     """Run the cluster until SIGINT or SIGTERM and return the exit code; its data is kept where it is started."""
-    return supervisor.main(Path(os.environ.get("REFRESHER_DATA_DIR") or DIRECTORY), assemble=assemble)
+    data = data_directory() if os.environ.get("REFRESHER_DATA_DIR") else Path(DIRECTORY).resolve()
+    return supervisor.main(data, assemble)
 
 
 def servers(data: Path, names: tuple[str, ...] = SERVERS) -> list[nats.Nats]:
@@ -54,7 +55,7 @@ def _server(data: Path, name: str, names: tuple[str, ...]) -> nats.Nats:
     )
 
 
-def assemble(data: Path, api_port: int | None = None) -> System:
+def assemble(data: Path) -> System:
     """Prepare every server and service, and say where each is going to be.
 
     Raises: ConfigurationError when a server cannot run here.
@@ -62,7 +63,6 @@ def assemble(data: Path, api_port: int | None = None) -> System:
     database, bus = postgres.prepare(data), servers(data)
     common = {NATS_VARIABLE: ",".join(server.url for server in bus), DATABASE_VARIABLE: database.url, "REFRESHER_NATS_REPLICAS": "3"}
     ports = {name: remembered_port(data, name, API_PORT if name == "api" else None) for name in SERVICES}
-    ports["api"] = api_port or ports["api"]
     for server in bus:
         monitor = remembered_port(data, f"{server.program.name}-monitor")
         supervisor.say(f"{server.program.name:<12} nats://127.0.0.1:{server.program.port}  http://127.0.0.1:{monitor}/healthz")

@@ -43,12 +43,12 @@ def free_port(wanted: int | None = None) -> int:
     raise ConfigurationError("no free port on 127.0.0.1")
 
 
-def wanted_port(variable: str, told: int | None = None) -> int | None:
-    """Return the port that a person asked for, by a flag or the environment variable; None when any will do.
+def wanted_port(variable: str) -> int | None:
+    """Return the port that a person asked for by an environment variable; None when any will do.
 
     Raises: ConfigurationError when it is no port, or taken.
     """
-    value = told or os.environ.get(variable)
+    value = os.environ.get(variable)
     if not value or value == "0":
         return None
     try:

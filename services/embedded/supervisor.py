@@ -15,7 +15,7 @@ from pathlib import Path
 
 from services.embedded import first_run
 from services.embedded.children import Child
-from services.embedded.program import Program, data_directory
+from services.embedded.program import Program
 from services.embedded.readiness import until_listening, until_ready
 from services.embedded.system import System, assemble
 from shared.errors import ConfigurationError, RefresherError
@@ -24,16 +24,11 @@ NEW_LINE = "\n             "
 """To the next line of a list in the summary."""
 
 
-Assemble = Callable[[Path, int | None], System]
-"""Prepares the programs of a system in a data directory, with the API on a port if one was asked for."""
-
-
-def main(data_dir: Path | None = None, api_port: int | None = None, assemble: Assemble = assemble) -> int:
-    """Run a whole system until SIGINT or SIGTERM and return the exit code."""
-    data = data_dir.expanduser().resolve() if data_dir else data_directory()
+def main(data: Path, assemble: Callable[[Path], System] = assemble) -> int:
+    """Run a whole system in a data directory until SIGINT or SIGTERM and return the exit code; `assemble` prepares its programs."""
     try:
         with _alone(data):
-            return asyncio.run(_Supervisor(data, partial(assemble, data, api_port)).run())
+            return asyncio.run(_Supervisor(data, partial(assemble, data)).run())
     except RefresherError as error:
         sys.stderr.write(f"refresher: {error}\n")
         return 1

@@ -45,7 +45,7 @@ class System:
             json.dump(where, file)
 
 
-def assemble(data: Path, api_port: int | None) -> System:
+def assemble(data: Path) -> System:
     """Prepare the embedded servers (those that the environment does not name) and the four services.
 
     Raises: ConfigurationError when a server cannot run here.
@@ -62,7 +62,7 @@ def assemble(data: Path, api_port: int | None) -> System:
         bus = nats.prepare(data)
         servers.append(bus.program)
         nats_url = bus.url
-    ports = {"api": wanted_port("REFRESHER_API_PORT", api_port) or remembered_port(data, "api", API_PORT)}
+    ports = {"api": wanted_port("REFRESHER_API_PORT") or remembered_port(data, "api", API_PORT)}
     for offset, name in enumerate(("scheduler", "runner", "recorder"), 1):
         ports[name] = wanted_port(f"REFRESHER_{name.upper()}_PORT") or remembered_port(data, name, API_PORT + offset)
     common = {NATS_VARIABLE: nats_url, DATABASE_VARIABLE: database_url}

@@ -33,7 +33,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, open_directory: Path) -> pytest
 
 def test_servers_of_others_are_used_as_they_are(environment: pytest.MonkeyPatch, open_directory: Path) -> None:
     """Whatever form their URLs have; what is told of them holds no password."""
-    system = assemble(open_directory, None)
+    system = assemble(open_directory)
     assert system.servers == ()
     assert (system.nats_url, system.database_url) == tuple(FOREIGN.values())
     assert system.foreign == ("REFRESHER_NATS_URL (bus.example)", "REFRESHER_DATABASE_URL (no host named)")
@@ -42,9 +42,9 @@ def test_servers_of_others_are_used_as_they_are(environment: pytest.MonkeyPatch,
 def test_our_own_addresses_in_the_environment_are_not_servers_of_others(environment: pytest.MonkeyPatch, open_directory: Path) -> None:
     """After `eval "$(refresher env)"` and a stop, `refresher up` in the same shell starts its own servers again."""
     environment.delenv("REFRESHER_NATS_URL")
-    first = assemble(open_directory, None)
+    first = assemble(open_directory)
     environment.setenv("REFRESHER_NATS_URL", first.nats_url)
-    again = assemble(open_directory, None)
+    again = assemble(open_directory)
     assert [program.name for program in again.servers] == ["nats"]
     assert len(again.foreign) == 1
 
