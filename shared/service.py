@@ -29,6 +29,7 @@ from starlette.routing import Route
 
 from shared import logs
 from shared.connect import client_of
+from shared.head import Bounded
 from shared.settings import Settings, refuse
 from shared.waiting import happens
 
@@ -212,6 +213,7 @@ def start(name: str, kind: type[S], build: Callable[[S], tuple[Service, Any]]) -
         log_config=None,
         access_log=False,
         lifespan="on",
+        http=Bounded,
         ws="none",  # nobody speaks it here, and its library is half a megabyte
         timeout_graceful_shutdown=10,
         server_header=False,

@@ -301,3 +301,46 @@ async def test_unknown_methods_are_405_problems(api: httpx.AsyncClient) -> None:
     """A method that a path does not know is a problem document, and `Allow` says which it knows."""
     answer = await api.delete("/api/v1/results")
     assert (answer.status_code, answer.headers["content-type"], answer.headers["allow"]) == (405, "application/problem+json", "GET")
+
+
+ENDLESS = {
+    "header": b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: ",
+    "headers": b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n",
+    "address": b"GET /health/live?",
+    "trailer": b"POST /api/v1/runs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\nX: ",
+    "chunk": b"POST /api/v1/runs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+async def test_a_request_without_end_is_ended(nats_server: Nats, database_url: str, tmp_path: Path, what: str) -> None:
+    """Whatever is no body is kept in memory: who sends more of it than anyone needs is let go."""
+    more = b"X-More: or less\r\n" * 4_096 if what == "headers" else b"x" * 65_536
+    with api_server(nats_server.url, database_url, tmp_path, ready=False) as running_api:
+        _, port = running_api.url.rsplit(":", 1)
+        _, writer = await asyncio.open_connection("127.0.0.1", int(port))
+        writer.write(ENDLESS[what])
+        with pytest.raises(ConnectionError):
+            await _send_on(writer, more)
+        writer.transport.abort()
+
+
+async def _send_on(writer: asyncio.StreamWriter, more: bytes) -> None:
+    for _ in range(1_000):
+        writer.write(more)
+        await writer.drain()
+        await asyncio.sleep(0)
+
+
+async def test_a_body_in_the_smallest_pieces_is_read(nats_server: Nats, database_url: str, tmp_path: Path) -> None:
+    """The frames of its chunks are five times what they hold, and that is no reason to let anybody go."""
+    body = b'{"engine":"noop","site":"home"%s}' % (b" " * 60_000)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for number in range(len(body)):
+            yield body[number : number + 1]
+
+    with api_server(nats_server.url, database_url, tmp_path, ready=False) as running_api:
+        async with running_api.client() as client:
+            answer = await client.post("/api/v1/runs", content=pieces(), headers=JSON)
+    assert answer.status_code == 202, answer.text
