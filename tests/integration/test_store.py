@@ -47,6 +47,18 @@ async def test_a_large_batch_is_stored_as_a_small_one_is(database: Database) -> 
     assert [{**row, "recorded_at": None} for row in copied] == [{**row, "recorded_at": None} for row in inserted]
 
 
+async def test_a_result_alone_is_stored_as_one_of_many_is(database: Database) -> None:
+    """Its statement of its own writes the same row, makes the month that is not there, and skips what is."""
+    many = results(2, log="said", failure=None)
+    assert [await store.insert(database, [each]) for each in many] == [1, 1]
+    assert await store.insert(database, many[:1]) == 0
+    alone = await database.fetch("SELECT * FROM results ORDER BY run_id")
+    await database.execute("TRUNCATE results")
+    assert await store.insert(database, many) == 2
+    together = await database.fetch("SELECT * FROM results ORDER BY run_id")
+    assert [{**row, "recorded_at": None} for row in alone] == [{**row, "recorded_at": None} for row in together]
+
+
 async def test_a_large_batch_is_one_copy(database: Database) -> None:
     """That is what makes a backlog short: the server runs no INSERT for it."""
     await database.execute("CREATE RULE none AS ON INSERT TO results DO INSTEAD NOTHING")
