@@ -71,14 +71,13 @@ async def _publish_batch(client: Client, stream: str, messages: Sequence[Message
     batch = secrets.token_hex(16)
     try:
         for number, message in enumerate(messages, 1):
-            headers = {**message.headers, "Nats-Msg-Id": message.id, "Nats-Expected-Stream": stream}
-            headers |= {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+            headers = {**message.headers, "Nats-Msg-Id": message.id, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
             if number < len(messages):
                 await client.publish(message.subject, message.payload, headers=headers)
             else:
-                answer = await client.request(
-                    message.subject, message.payload, timeout=_ANSWERS_WITHIN_S, headers={**headers, "Nats-Batch-Commit": "1"}
-                )
+                # a batch is of one stream, so the last one tells it for all: whoever reads a message pays for each of its headers
+                headers |= {"Nats-Batch-Commit": "1", "Nats-Expected-Stream": stream}
+                answer = await client.request(message.subject, message.payload, timeout=_ANSWERS_WITHIN_S, headers=headers)
     except MaxPayloadError:
         return False
     except NATS_AWAY as error:

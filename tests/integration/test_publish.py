@@ -63,6 +63,24 @@ async def test_many_are_published_together(bus: Bus) -> None:
     assert "Nats-Batch-Commit" in (stored[-1].headers or {})
 
 
+@pytest.mark.parametrize("number", [2, TOGETHER])
+async def test_a_batch_is_in_no_other_stream_than_its_own(bus: Bus, number: int) -> None:
+    """Whichever stream the subjects belong to: what was meant for another one is not taken for stored."""
+    meant = asyncio.create_task(publish_together(bus.client, bus.js, subjects.RESULTS, batch(*range(number))))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(meant, 1)
+    assert await bus.count(subjects.TICKS) == 0
+
+
+async def test_a_batch_is_of_one_stream(bus: Bus) -> None:
+    """What belongs to another one is in none, however right the last of them is."""
+    ticks, result = batch(1, 2), Message(subjects.result("home", None), b"{}", "result")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(publish_together(bus.client, bus.js, subjects.RESULTS, [*ticks, result]), 1)
+    assert await bus.count(subjects.TICKS) == 0
+    assert await bus.count(subjects.RESULTS) == 1
+
+
 async def test_what_is_there_already_keeps_nothing_else_out(bus: Bus) -> None:
     """The server refuses the whole batch: the others are published all the same, and it is known which are new."""
     assert await publish_together(bus.client, bus.js, subjects.TICKS, batch(1, 2)) == [True, True]
