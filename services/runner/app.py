@@ -1,6 +1,7 @@
 """Wire the runner: take the ticks of a line, measure them one at a time, or beside it what does not use it, publish the results."""
 
 import asyncio
+import gc
 import logging
 import re
 import secrets
@@ -163,6 +164,7 @@ def build(settings: RunnerSettings) -> tuple[Service, Starlette]:
         await until_runner(client, js, settings.site, settings.line)
         async with service.running():
             await options.answer(service, settings.site, settings.line)
+            gc.freeze()  # else a collection of garbage now and then holds up every run while it looks through all that was imported
             service.spawn(runner.heartbeat.beat(js), "heartbeat")
             service.spawn(runner.work(), "working")
             yield
