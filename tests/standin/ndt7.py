@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from tests import ports
+from tests.standin.pacer import Passed
 
 PROTOCOL = Subprotocol("net.measurementlab.ndt.v7")
 LOCATE = "/v2/nearest/ndt/ndt7"
@@ -75,7 +76,10 @@ class Mlab:
     agents: set[str] = field(default_factory=set)
     clients: list[str] = field(default_factory=list)
     """The addresses that asked."""
+    down: Passed = field(default_factory=Passed)
+    up: Passed = field(default_factory=Passed)
     received: int = 0
+    """By its program: of what came up the rest is yet to be read."""
     sizes: set[int] = field(default_factory=set)
     """Of the messages that came."""
 
@@ -126,6 +130,7 @@ class Mlab:
                 continue
             await connection.send(message)
             sent += len(message)
+            self.down.add(len(message))
             if self.breaks and now > self.seconds / 2:
                 connection.transport.abort()
                 return
@@ -159,11 +164,13 @@ class Paced(ServerConnection):
     """A connection that is read at a rate, as from a line."""
 
     rate_bps = 0.0
+    passed: Passed
     free_at = 0.0
 
     def data_received(self, data: bytes) -> None:
         """Take what came, and no more until it would have passed."""
         super().data_received(data)
+        self.passed.add(len(data))
         now = time.monotonic()
         self.free_at = max(self.free_at, now - 0.01) + len(data) * 8 / self.rate_bps
         if self.free_at > now:
@@ -209,7 +216,7 @@ async def mlab(**settings: Any) -> AsyncIterator[Mlab]:
     async with serve(
         server.talk,
         sock=listener,
-        create_connection=type("Here", (Paced,), {"rate_bps": server.rate_bps}),
+        create_connection=type("Here", (Paced,), {"rate_bps": server.rate_bps, "passed": server.up}),
         max_queue=None,
         subprotocols=[PROTOCOL],
         process_request=server.answer,
