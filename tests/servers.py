@@ -87,12 +87,15 @@ class Nats:
         stop(self.process)
 
 
-class Postgres:
-    """A PostgreSQL server that a test may stop and start again."""
+_FORGETFUL = {"fsync": "off", "max_connections": "60"}
 
-    def __init__(self, data: Path) -> None:
+
+class Postgres:
+    """A PostgreSQL server that a test may stop and start again; unless told otherwise it does not wait for the disk."""
+
+    def __init__(self, data: Path, settings: dict[str, str] = _FORGETFUL) -> None:
         (data / "ports.json").write_text(json.dumps(ports.taken("postgres")))
-        self._server = postgres.prepare(data, {"fsync": "off", "max_connections": "60"})
+        self._server = postgres.prepare(data, settings)
         self.url = self._server.url
         self._state = data / "postgres" / "postmaster.pid"
         self.binaries = Path(self._server.program.command[0]).parent

@@ -22,9 +22,7 @@ from bench.pipeline.redis import Redis
 from bench.pipeline.report import HEADINGS, rows, verdicts
 from bench.pipeline.sides import Side, celery, dramatiq, refresher
 from bench.pipeline.usage import cpu_s, memory_bytes
-from services.embedded import postgres
-from tests import ports
-from tests.servers import port_of, start, stop, wait_for_port
+from tests.servers import Postgres
 
 A_SECOND = 10
 LOOK_EVERY_S = 0.02
@@ -105,14 +103,11 @@ def start_sides(directory: Path, database_url: str, stack: ExitStack) -> list[Si
 async def measure(directory: Path, number: int, rounds: int, seconds: int) -> dict[str, Measured]:
     """Start everything, measure it, and end it."""
     with ExitStack() as stack:
-        (directory / "ports.json").write_text(f'{{"postgres": {ports.take()}}}')
-        server = postgres.prepare(directory, {"max_connections": "60"})
-        process = start(server.program)
-        stack.callback(stop, process, server.program.stop_signal)
-        wait_for_port(port_of(server.url))
+        server = Postgres(directory, {"max_connections": "60"})
+        stack.callback(server.stop)
         sides = start_sides(directory, server.url, stack)
         connection = await asyncpg.connect(server.url)
-        bench = Bench(connection, psutil.Process(process.pid))
+        bench = Bench(connection, psutil.Process(server.process.pid))
         for turn in range(rounds + 1):  # the first one warms up
             for side in sides:
                 await bench.backlog(side, number if turn else min(number, 300), f"b{turn}", counts=turn > 0)

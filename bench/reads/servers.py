@@ -11,12 +11,11 @@ from urllib.parse import parse_qs, urlsplit
 import nats
 
 from bench.machine import PEERS
-from services.embedded import postgres
 from services.embedded.program import Program
 from shared.provision import provision
 from tests import ports
 from tests.integration.api_server import Api, api_server
-from tests.servers import Nats, port_of, start, stop, wait_for_port
+from tests.servers import Nats, Postgres, start, stop, wait_for_port
 
 
 @contextmanager
@@ -36,13 +35,11 @@ def postgres_server(data: Path) -> Iterator[str]:
 
     Nothing is synced: what is measured here are reads.
     """
-    server = postgres.prepare(data, {"shared_buffers": "128MB", "max_wal_size": "8GB", "fsync": "off"})
-    process = start(server.program)
+    server = Postgres(data, {"shared_buffers": "128MB", "max_wal_size": "8GB", "fsync": "off"})
     try:
-        wait_for_port(port_of(server.url))
         yield server.url
     finally:
-        stop(process)
+        server.stop()
 
 
 @contextmanager

@@ -24,14 +24,12 @@ from bench.page import write
 from bench.pipeline.usage import cpu_s
 from bench.recorder import backlog
 from bench.recorder.report import COPY, FETCH, RECORDER, TWO, UNNEST, Drained, report
-from services.embedded import postgres
 from services.recorder import store
 from shared import subjects
 from shared.database import Connection
 from shared.events import Result
 from shared.migrate import migrate
-from tests import ports
-from tests.servers import Nats, port_of, start, stop, wait_for_port
+from tests.servers import Nats, Postgres
 from tests.services import ServiceProcess
 
 BATCH = 1_000
@@ -157,16 +155,13 @@ async def measure(directory: Path, number: int, rounds: int, large: int) -> tupl
     with ExitStack() as stack:
         broker = Nats(directory / "nats")
         stack.callback(broker.stop)
-        (directory / "ports.json").write_text(f'{{"postgres": {ports.take()}}}')
-        server = postgres.prepare(directory)
-        process = start(server.program)
-        stack.callback(stop, process, server.program.stop_signal)
-        wait_for_port(port_of(server.url))
+        server = Postgres(directory, {})
+        stack.callback(server.stop)
         await _template(server.url)
         client = await nats.connect(broker.url)
         js = client.jetstream(timeout=30)
         await backlog.prepare(js)
-        bench = Bench(directory, broker, client, js, psutil.Process(process.pid), server.url)
+        bench = Bench(directory, broker, client, js, psutil.Process(server.process.pid), server.url)
         await backlog.publish(client, js, 0, number)
         await bench.drain(number)  # warms up
         for _ in range(rounds):

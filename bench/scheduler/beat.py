@@ -12,9 +12,7 @@ import psutil
 from bench.machine import PEERS
 from bench.pipeline.redis import Redis
 from bench.scheduler.fires import Burst, Fire, Measured, Minute, within
-from services.embedded import postgres
-from tests import ports
-from tests.servers import port_of, start, stop, wait_for_port
+from tests.servers import Postgres, stop
 
 _BEAT = ("celery", "-A", "bench.scheduler.peers.with_beat", "beat", "--scheduler", "django_celery_beat.schedulers:DatabaseScheduler")
 A_MINUTE_S = 60.0
@@ -24,16 +22,13 @@ STARTS_WITHIN_S = 90.0
 
 class _Servers:
     def __init__(self, directory: Path) -> None:
-        (directory / "ports.json").write_text(f'{{"postgres": {ports.take()}}}')
-        database = postgres.prepare(directory)
-        self.postgres = start(database.program)
-        wait_for_port(port_of(database.url.replace("/postgres?", "/")))
+        self.postgres = Postgres(directory, {})
         self.redis = Redis(directory / "redis", on_disk=False)
         self.log = directory / "beat.log"
         self._environment = {
             **os.environ,
             "BENCH_REDIS_URL": self.redis.url,
-            "BENCH_DATABASE_URL": database.url,
+            "BENCH_DATABASE_URL": self.postgres.url,
             "DJANGO_SETTINGS_MODULE": "bench.scheduler.peers.settings",
             "PYTHONPATH": str(Path.cwd()),
         }
@@ -57,7 +52,7 @@ class _Servers:
     def stop(self) -> None:
         """Stop both."""
         stop(self.redis.process)
-        stop(self.postgres)
+        self.postgres.stop()
 
 
 def _read(path: Path) -> list[Fire]:
