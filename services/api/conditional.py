@@ -1,7 +1,7 @@
 """Answers that need not be sent again: each carries a mark of what it says, and who shows the same mark is told that it still holds."""
 
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Header
 from starlette.responses import Response
@@ -20,12 +20,24 @@ def documented_once(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {200: {"headers": etag}, 304: {"description": "`If-None-Match` has it already.", "headers": etag}, **documented(*statuses)}
 
 
-def answer_once(body: bytes, if_none_match: str | None) -> Response:
-    """Return JSON as a response, or 304 without it when the header names its mark (RFC 9110, 13.1.2: weakly compared).
+class Marked(NamedTuple):
+    """JSON, and the mark of what it says."""
 
-    The mark is made from the answer itself, so nothing can be overlooked: not a late row, not one that was replaced or dropped.
+    body: bytes
+    etag: str
+
+
+def marked(body: bytes) -> Marked:
+    """Return JSON with its mark.
+
+    That is made from the answer itself, so nothing can be overlooked: not a late row, not one that was replaced or dropped.
     """
-    etag = f'"{sha256(body).hexdigest()[:32]}"'
+    return Marked(body, f'"{sha256(body).hexdigest()[:32]}"')
+
+
+def answer_once(answer: Marked, if_none_match: str | None) -> Response:
+    """Return JSON as a response, or 304 without it when the header names its mark (RFC 9110, 13.1.2: weakly compared)."""
+    body, etag = answer
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}  # keep it, but ask each time
     marks = {mark.strip().removeprefix("W/") for mark in (if_none_match or "").split(",")}
     if marks & {etag, "*"}:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 
+from services.api.conditional import Marked, marked
 from services.api.database import Database
 
 LARGEST = 16_000_000
@@ -20,13 +21,13 @@ class Memory:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._shown: object = None
-        self._answers: dict[Hashable, asyncio.Task[bytes]] = {}
+        self._answers: dict[Hashable, asyncio.Task[Marked]] = {}
         self._size = 0
         self._asked: set[Hashable] = set()
         self._looking: asyncio.Task[object] | None = None
         self._next_look: asyncio.Task[object] | None = None
 
-    async def answer(self, question: Hashable, make: Callable[[], Awaitable[bytes]]) -> bytes:
+    async def answer(self, question: Hashable, make: Callable[[], Awaitable[bytes]]) -> Marked:
         """Return the answer to a question, which `make` reads from the database and nothing else.
 
         The first time it is only made, for most questions are never asked again. From then on it is read once for all who ask:
@@ -38,7 +39,7 @@ class Memory:
             if len(self._asked) == ASKED:
                 self._asked.clear()
             self._asked.add(question)
-            return await make()
+            return marked(await make())
         shown = await self._look()
         if shown != self._shown:
             self._shown = shown
@@ -47,15 +48,16 @@ class Memory:
             making = self._answers[question] = asyncio.create_task(self._make(question, make))
         return await asyncio.shield(making)  # others may wait for it when whoever asked first has gone
 
-    async def _make(self, question: Hashable, make: Callable[[], Awaitable[bytes]]) -> bytes:
-        answers, made = self._answers, b""
+    async def _make(self, question: Hashable, make: Callable[[], Awaitable[bytes]]) -> Marked:
+        answers, size = self._answers, 0
         try:
-            made = await make()
+            made = marked(await make())
+            size = len(made.body)
         finally:
-            if not made or len(made) > LARGEST:
+            if not 0 < size <= LARGEST:
                 answers.pop(question, None)
             elif answers is self._answers:
-                self._size += len(made)
+                self._size += size
                 if self._size > LARGEST:
                     self._forget()
         return made

@@ -12,7 +12,7 @@ from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from services.api import queries
-from services.api.conditional import IfNoneMatch, answer_once, documented_once
+from services.api.conditional import IfNoneMatch, answer_once, documented_once, marked
 from services.api.database import Database
 from services.api.models import EXAMPLE, FullResultView, ResultPage
 from services.api.parameters import Newest, Wanted
@@ -54,8 +54,8 @@ async def page(
 
     Follow `next` for older ones: pages stay in place while new results arrive. For everything at once use the export.
     """
-    found = await memory.answer(wanted, lambda: queries.page(database, wanted, wanted.limit, wanted.cursor))
-    return answer_once(found, if_none_match)
+    page = await memory.answer(wanted, lambda: queries.page(database, wanted, wanted.limit, wanted.cursor))
+    return answer_once(page, if_none_match)
 
 
 @router.get(
@@ -70,7 +70,7 @@ async def latest(wanted: Annotated[Newest, InQuery()], database: TheDatabase, if
     found = await queries.newest(database, wanted)
     if found is None:
         raise ProblemError(404, "There is no such result yet.")
-    return answer_once(found, if_none_match)
+    return answer_once(marked(found), if_none_match)
 
 
 @router.get(
@@ -119,7 +119,7 @@ async def one(
     found = await queries.one(database, run_id)
     if found is None:
         raise ProblemError(404, f"There is no result of run {run_id} (yet).")
-    return answer_once(found, if_none_match)
+    return answer_once(marked(found), if_none_match)
 
 
 async def _pieces(database: Database, wanted: Wanted, form: str) -> AsyncGenerator[bytes, None]:

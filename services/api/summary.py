@@ -78,9 +78,12 @@ async def summarise(
     edges = list(islice(_edges(since, until, wanted.bucket, ZoneInfo(wanted.zone)), BUCKETS + 2))
     if len(edges) > BUCKETS + 1:
         raise refused("bucket", f"more than {BUCKETS} buckets: ask for longer ones or a shorter period")
-    buckets = await memory.answer((wanted, since, until), lambda: summaries.summary(database, wanted, edges))
     head = f'"from":"{text_of(since)}","to":"{text_of(until)}","bucket":"{wanted.bucket}","zone":"{wanted.zone}"'
-    return answer_once(b'{%b,"buckets":%b}' % (head.encode(), buckets), if_none_match)
+
+    async def made() -> bytes:
+        return b'{%b,"buckets":%b}' % (head.encode(), await summaries.summary(database, wanted, edges))
+
+    return answer_once(await memory.answer((wanted, since, until), made), if_none_match)
 
 
 def _edges(since: datetime, until: datetime, size: Size, zone: ZoneInfo) -> Iterator[datetime]:

@@ -60,13 +60,13 @@ async def test_what_is_asked_for_the_first_time_is_not_kept(
     monkeypatch.setattr(memory, "ASKED", 2)
     monkeypatch.setattr(memory, "_SHOWN", "SELECT 1 / 0")
     kept, make = Memory(opened), Counted(opened)
-    assert await kept.answer("how many", make) == b"1"
+    assert (await kept.answer("how many", make)).body == b"1"
     monkeypatch.undo()
     await insert(database, row(T0 + HOUR))
-    assert await kept.answer("how many", make) == b"2"
+    assert (await kept.answer("how many", make)).body == b"2"
     monkeypatch.setattr(memory, "ASKED", 2)
     monkeypatch.setattr(memory, "_SHOWN", "SELECT 1 / 0")
-    assert [await kept.answer(each, make) for each in ("another", "a third", "how many")] == [b"2"] * 3
+    assert [(await kept.answer(each, make)).body for each in ("another", "a third", "how many")] == [b"2"] * 3
 
 
 async def test_an_answer_is_read_once_until_something_is_committed(opened: Database, database: Connection) -> None:
@@ -75,20 +75,20 @@ async def test_an_answer_is_read_once_until_something_is_committed(opened: Datab
     Each is asked three times: Postgres itself may commit something in between, once.
     """
     kept, make = await knowing(opened, "how many", "another", "a third"), Counted(opened)
-    assert [await kept.answer("how many", make) for _ in range(3)] == [b"1"] * 3
+    assert [(await kept.answer("how many", make)).body for _ in range(3)] == [b"1"] * 3
     assert make.times < 3
     async with database.transaction():
         await insert(database, row(T0 + HOUR))
         make.times = 0
-        assert [await kept.answer("how many", make) for _ in range(3)] == [b"1"] * 3
+        assert [(await kept.answer("how many", make)).body for _ in range(3)] == [b"1"] * 3
         assert make.times < 2
     make.times = 0
-    assert [await kept.answer("how many", make) for _ in range(3)] == [b"2"] * 3
+    assert [(await kept.answer("how many", make)).body for _ in range(3)] == [b"2"] * 3
     assert make.times < 3
-    assert [await kept.answer(each, make) for each in ("another", "a third")] == [b"2"] * 2
+    assert [(await kept.answer(each, make)).body for each in ("another", "a third")] == [b"2"] * 2
     assert make.times > 2
     await database.execute("DROP TABLE results_2026_09")
-    assert await kept.answer("how many", make) == b"0"
+    assert (await kept.answer("how many", make)).body == b"0"
 
 
 async def test_what_is_committed_while_an_answer_is_read_is_in_the_next(opened: Database, database: Connection) -> None:
@@ -108,10 +108,13 @@ async def test_what_is_committed_while_an_answer_is_read_is_in_the_next(opened: 
     async def comes() -> None:
         await insert(database, row(T0 + HOUR))
 
-    assert await kept.answer("how many", beside(make, comes)) == b"1"
-    assert await kept.answer("how many", make) == b"2"
-    assert await kept.answer("later", beside(make, comes, lambda: kept.answer("how many", make))) == b"3"
-    assert await kept.answer("later", make) == b"3"
+    async def another() -> bytes:
+        return (await kept.answer("how many", make)).body
+
+    assert (await kept.answer("how many", beside(make, comes))).body == b"1"
+    assert (await kept.answer("how many", make)).body == b"2"
+    assert (await kept.answer("later", beside(make, comes, another))).body == b"3"
+    assert (await kept.answer("later", make)).body == b"3"
 
 
 async def test_no_more_is_kept_than_there_is_room_for(opened: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +127,7 @@ async def test_no_more_is_kept_than_there_is_room_for(opened: Database, monkeypa
             asked.append(size)
             return bytes(size)
 
-        return await kept.answer(size, make)
+        return (await kept.answer(size, make)).body
 
     for size in (40, 41, 40, 101, 101, 41, 42, 40):
         assert len(await answer(size)) == size
@@ -137,7 +140,7 @@ async def test_what_many_ask_at_once_is_read_once(opened: Database) -> None:
     asking = [asyncio.create_task(kept.answer("how many", make)) for _ in range(20)]
     await make.began.wait()
     asking[0].cancel()
-    assert await asyncio.gather(*asking[1:]) == [b"1"] * 19
+    assert [each.body for each in await asyncio.gather(*asking[1:])] == [b"1"] * 19
     assert make.times < 3
 
     async def wrong() -> bytes:
@@ -146,7 +149,7 @@ async def test_what_many_ask_at_once_is_read_once(opened: Database) -> None:
     for each in await asyncio.gather(*(kept.answer("wrong", wrong) for _ in range(3)), return_exceptions=True):
         errors += isinstance(each, Unavailable)
     assert errors == 3
-    assert await kept.answer("wrong", make) == b"1"
+    assert (await kept.answer("wrong", make)).body == b"1"
 
 
 PATHS = ("/api/v1/results?limit=3", "/api/v1/summary?from=2026-09-01T00:00:00Z&to=2026-11-01T00:00:00Z&site=home")
