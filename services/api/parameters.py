@@ -32,7 +32,7 @@ Moment = Annotated[datetime, BeforeValidator(_moment), WithJsonSchema({"type": "
 
 def text_of(moment: datetime) -> str:
     """Return a time in UTC as answers write it: to the microsecond."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{moment.isoformat(timespec='microseconds').removesuffix('+00:00')}Z"
 
 
 class Query(BaseModel):

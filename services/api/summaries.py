@@ -1,13 +1,13 @@
 """The SQL of summaries: from what is added up by hour and day where that can be used, and from the rows where it cannot."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
+from datetime import time as clock_time
 from itertools import pairwise
 
 from services.api.database import Database
 from services.api.parameters import Origin, text_of
 from services.api.queries import Where
-from shared.schedules import EARLIEST
 
 METRICS = (
     *("download_bps", "upload_bps", "latency_s", "jitter_s", "packet_loss"),
@@ -15,11 +15,10 @@ METRICS = (
 )
 """As result_metrics() of the migrations has them, in that order."""
 _STATUSES = ("succeeded", "failed", "skipped", "missed")
-_HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 
 
 async def summary(database: Database, wanted: Origin, edges: list[datetime]) -> bytes:
-    """Return a JSON array with one object per bucket; bucket n lies between edges n (inclusive) and n + 1 (exclusive).
+    """Return a JSON array with one object per bucket; bucket n lies between edges n (inclusive) and n + 1 (exclusive), all in UTC.
 
     Whole days and hours of UTC are read from the rollups, unless results were written since they were added up. A bucket that is
     one of those, or is made of rows alone, has exact percentiles; the others' come from histograms and are within 1 % of them.
@@ -27,7 +26,12 @@ async def summary(database: Database, wanted: Origin, edges: list[datetime]) -> 
     where = Where(Origin(site=wanted.site, schedule=wanted.schedule, engine=wanted.engine))
     origin = str(where)
     # days and hours of UTC that are not in one bucket
-    cut_days, cut_hours = (sorted({_floor(edge, size) for edge in edges if _floor(edge, size) != edge}) for size in (_DAY, _HOUR))
+    cutting = [edge for edge in edges if edge.minute or edge.second or edge.microsecond]
+    cut_hours = sorted({edge.replace(minute=0, second=0, microsecond=0) for edge in cutting})
+    cut_days = [
+        datetime.combine(day, clock_time(), UTC)
+        for day in sorted({edge.date() for edge in cutting} | {edge.date() for edge in edges if edge.hour})
+    ]
     arguments = {"first": edges[0], "last": edges[-1], "starts": edges[:-1], "cut_days": cut_days, "cut_hours": cut_hours}
     named = {name: where.argument(value) for name, value in arguments.items()}
     sql = _SUMMARY.format(
@@ -42,10 +46,6 @@ async def summary(database: Database, wanted: Origin, edges: list[datetime]) -> 
         f'{{"from":"{since}","to":"{until}",{found.get(number, _NOTHING)}}}' for number, (since, until) in enumerate(pairwise(texts), 1)
     )
     return f"[{','.join(buckets)}]".encode()
-
-
-def _floor(moment: datetime, size: timedelta) -> datetime:
-    return moment - (moment - EARLIEST) % size
 
 
 def _each(aggregate: str) -> str:

@@ -24,6 +24,7 @@ router = APIRouter(prefix="/api/v1", tags=["results"])
 BUCKETS = 2_000
 """At most so many in one answer: 83 days by the hour."""
 PERIOD = timedelta(days=30)
+_HOUR = timedelta(hours=1)
 
 Size = Literal["none", "hour", "day", "week", "month"]
 
@@ -99,8 +100,9 @@ def _next_edge(after: datetime, size: Size, zone: ZoneInfo) -> datetime:
     """Return the first hour, midnight, Monday or first of a month after a moment, on the clock of a zone."""
     local = after.astimezone(zone)
     if size == "hour":  # in elapsed time: an hour that the clock repeats is two buckets
-        past = timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
-        return after + timedelta(hours=1) - past
+        if not (local.minute or local.second or local.microsecond):
+            return after + _HOUR
+        return after + _HOUR - timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
     day = local.date()
     while True:
         if size == "day":
