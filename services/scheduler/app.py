@@ -115,8 +115,8 @@ class Scheduler:
 
     def _count(self) -> None:
         invalid = self._invalid | self._plan.broken()
-        for state, names in (("enabled", self._plan.names()), ("paused", self._paused), ("invalid", invalid)):
-            self._metrics.schedules.labels(state).set(len(names))
+        for state, number in (("enabled", len(self._plan)), ("paused", len(self._paused)), ("invalid", len(invalid))):
+            self._metrics.schedules.labels(state).set(number)
 
     def _apply(self, change: Change) -> None:
         for names, belongs in (

@@ -46,6 +46,10 @@ class Plan:
         self._entries = 0
         self._broken: set[str] = set()
 
+    def __len__(self) -> int:
+        """Return the number of schedules in the plan."""
+        return len(self._current)
+
     def names(self) -> set[str]:
         """Return the names of the schedules in the plan."""
         return set(self._current)
