@@ -51,7 +51,7 @@ def row(runs: Runs, line: Line, engine: str) -> tuple[str, ...]:
         _spread(runs.errors(line, engine, "down")),
         _spread(runs.errors(line, engine, "up")),
         _number(_middle(each.cpu_s for each in whole), "{:.1f}"),
-        _both(_per_gigabyte(whole, way) for way in DIRECTIONS),
+        _both(_told(whole, way, "cpu_s_per_gb", "{:.2f}") for way in DIRECTIONS),
         _number(_middle(each.wire_bytes / 1e6 for each in whole), "{:,.0f}"),
         _number(_middle(each.wall_s for each in whole), "{:.0f}"),
         _number(_middle(each.latency_s and each.latency_s * 1e3 for each in whole), "{:.1f}"),
@@ -92,21 +92,16 @@ def _remarks(outcomes: list[Outcome]) -> str:
     remarks = [f"{len(failures)} failed: {failures[0].splitlines()[-1]}"] if failures else []
     if (loss := _middle(each.loss for each in outcomes)) is not None:
         remarks.append(f"loss {loss * 100:.2f} %")
-    streams = _both(_streams(outcomes, way) for way in DIRECTIONS)
+    streams = _both(_told(outcomes, way, "streams", "{:.0f}") for way in DIRECTIONS)
     if streams != "–":
         remarks.append(f"streams {streams}")
     limits = sorted({f"limited by {each.limit}" for each in outcomes if each.limit})
     return "; ".join(remarks + limits).replace("|", "/")
 
 
-def _streams(outcomes: list[Outcome], direction: str) -> str | None:
-    streams = _middle(each.figures[direction].streams for each in outcomes if direction in each.figures)
-    return None if streams is None else f"{streams:.0f}"
-
-
-def _per_gigabyte(outcomes: list[Outcome], direction: str) -> str | None:
-    seconds = _middle(each.figures[direction].cpu_s_per_gb for each in outcomes if direction in each.figures)
-    return None if seconds is None else f"{seconds:.2f}"
+def _told(outcomes: list[Outcome], direction: str, name: str, form: str) -> str | None:
+    value = _middle(getattr(each.figures[direction], name) for each in outcomes if direction in each.figures)
+    return None if value is None else form.format(value)
 
 
 def _middle(values: Iterable[float | None]) -> float | None:

@@ -54,8 +54,8 @@ async def page(
 
     Follow `next` for older ones: pages stay in place while new results arrive. For everything at once use the export.
     """
-    page = await memory.answer(wanted, lambda: queries.page(database, wanted, wanted.limit, wanted.cursor))
-    return answer_once(page, if_none_match)
+    found = await memory.answer(wanted, lambda: queries.page(database, wanted, wanted.limit, wanted.cursor))
+    return answer_once(found, if_none_match)
 
 
 @router.get(

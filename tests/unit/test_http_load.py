@@ -40,22 +40,25 @@ def stream(kind: type[Connection] = Connection) -> Stream:
     return Stream(connection, idle(connection), warm=True)
 
 
+def limits(**those_of_a_test: Any) -> Limits:
+    """Return limits of a line of 10 ms with bytes enough."""
+    usual = {"max_bytes": 10**12, "slice_s": 0.05, "first_streams": 2, "most_streams": 16, "silence_s": 5, "round_trip_s": 0.01}
+    return Limits(**{**usual, **those_of_a_test})
+
+
 def test_a_warm_up_leaves_bytes_to_measure_with() -> None:
     """On a line that goes on getting faster until the bytes are used up, the rest of them gives a figure, not a failure."""
     began = time.monotonic()
-    limits = Limits(
+    grows = limits(
         longest_s=30,
         shortest_s=2.5,
         max_bytes=90_000_000,
-        slice_s=0.05,
-        first_streams=2,
         most_streams=2,
-        silence_s=5,
         round_trip_s=0.3,  # the rate grows by a fifth in two of them: slow start, as far as can be told
         added_s=lambda _: None,
         carried=lambda: int(17_320_000 * (time.monotonic() - began) ** 1.5),
     )
-    loaded = Load(Loop(), "download", stream, limits, Silent()).run(lambda _: True)
+    loaded = Load(Loop(), "download", stream, grows, Silent()).run(lambda _: True)
     assert loaded.stopped_by == "bytes"
     assert 1.9 < loaded.warm_up_s < 2.6
     assert 290e6 < loaded.rate_bps < 370e6
@@ -75,19 +78,13 @@ class Losing(Connection):
 def test_streams_that_come_too_late_to_be_measured_are_not_added() -> None:
     """Where loss is found to hold the streams back when the time to warm up is over, what was measured stays, and says so."""
     began = time.monotonic()
-    limits = Limits(
+    loses = limits(
         longest_s=3,
         shortest_s=2.5,
-        max_bytes=10**12,
-        slice_s=0.05,
-        first_streams=2,
-        most_streams=16,
-        silence_s=5,
-        round_trip_s=0.01,
         added_s=lambda _: 0.0 if time.monotonic() - began > 2 else None,
         carried=lambda: int(12_500_000 * (time.monotonic() - began)),
     )
-    loaded = Load(Loop(), "download", partial(stream, Losing), limits, Silent()).run(lambda _: True)
+    loaded = Load(Loop(), "download", partial(stream, Losing), loses, Silent()).run(lambda _: True)
     assert (loaded.rising, loaded.streams) == (True, 4)
     assert loaded.warm_up_s < 1.8
     assert 97e6 < loaded.rate_bps < 103e6
@@ -111,18 +108,12 @@ def test_streams_that_never_start_do_not_say_what_they_bring(last_bps: float, ad
         since = time.monotonic() - began
         return int((50e6 * min(since, 0.6) + 100e6 * max(0, min(since, 1.6) - 0.6) + last_bps * max(0, since - 1.6)) / 8)
 
-    limits = Limits(
+    waits = limits(
         longest_s=4,
         shortest_s=1,
-        max_bytes=10**12,
-        slice_s=0.05,
-        first_streams=2,
-        most_streams=16,
-        silence_s=5,
-        round_trip_s=0.01,
         added_s=lambda _: added_s,
         carried=carried,
     )
-    loaded = Load(Loop(), "download", make, limits, Silent()).run(lambda _: True)
+    loaded = Load(Loop(), "download", make, waits, Silent()).run(lambda _: True)
     assert (loaded.rising, loaded.streams, loaded.left_waiting) == (rising, 4, 4)
     assert loaded.rate_bps == pytest.approx(last_bps, rel=0.03)
