@@ -93,13 +93,18 @@ class Bus:
 
 
 def interval(name: str, every_s: int, **fields: Any) -> Schedule:
-    """Return an interval schedule of the engine noop that is active from now on."""
+    """Return an interval schedule of the engine noop that is active from now on.
+
+    One of a minute or more was due half a period ago and will be in half a period, so that it never is while a test looks.
+    """
+    now = datetime.now(UTC)
+    phase_s = 0 if every_s < 60 else (int(now.timestamp()) - every_s // 2) % every_s
     return Schedule(
         **{
             "name": name,
             "engine": "noop",
-            "timing": Interval(every_s=every_s, phase_s=0),
-            "active_since": datetime.now(UTC),
+            "timing": Interval(every_s=every_s, phase_s=phase_s),
+            "active_since": now,
             **fields,
         }
     )

@@ -6,7 +6,6 @@ from itertools import pairwise
 
 from shared import subjects
 from shared.events import Tick, run_id_of
-from shared.schedules import Interval
 from tests.integration.conftest import Bus, Start, interval, until
 from tests.servers import Nats
 
@@ -65,7 +64,7 @@ async def test_replicas_publish_each_instant_once(bus: Bus, start: Start) -> Non
 async def test_after_downtime_at_most_one_tick_is_caught_up(bus: Bus, start: Start) -> None:
     """Of ten instants that nobody published, the latest runs; starting again adds none."""
     now = datetime.now(UTC)
-    await bus.put(interval("slow", 3600, timing=Interval(every_s=3600), active_since=now - timedelta(hours=10)))
+    await bus.put(interval("slow", 3600, active_since=now - timedelta(hours=10)))
     scheduler = start("scheduler")
     await until(lambda: _at_least(bus, 1))
     scheduler.stop()
