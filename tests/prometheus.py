@@ -10,12 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 
-import httpx
 import yaml
 
 from services.embedded.program import Program
 from tests import ports
 from tests.debian import program
+from tests.http import plain_client
 from tests.servers import port_of, start, stop, wait_for_port
 
 DATA = Path(__file__).parent / "data" / "exporters"
@@ -34,7 +34,7 @@ class Prometheus:
         """Return the labels of the series that had a number within the last seconds: those that a graph draws."""
         end = datetime.now(UTC).timestamp()
         asked = {"query": expression, "start": end - 5, "end": end, "step": 1}
-        async with httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=30) as client:
+        async with plain_client(self.url) as client:
             answer = await client.get("/api/v1/query_range", params=asked)
         assert answer.status_code == 200, f"{expression}: {answer.text}"
         found = answer.json()["data"]["result"]

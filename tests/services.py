@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 
 from tests import ports
+from tests.http import plain
 from tests.servers import stop
 
 
@@ -58,7 +59,7 @@ class ServiceProcess:
         end = time.monotonic() + deadline_s
         while True:
             try:
-                if httpx.get(f"{self.url}/health/ready", timeout=5).status_code == 200:
+                if plain.get(f"{self.url}/health/ready", timeout=5).status_code == 200:
                     return self
             except httpx.TransportError:
                 pass
@@ -68,7 +69,7 @@ class ServiceProcess:
 
     def metric(self, sample: str) -> float:
         """Return the value of a sample as it stands in `/metrics`, labels included; 0 when it is not there."""
-        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+        for line in plain.get(f"{self.url}/metrics").text.splitlines():
             if line.startswith(sample + " "):
                 return float(line.rsplit(" ", 1)[1])
         return 0

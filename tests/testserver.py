@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from tests import ports
+from tests.http import plain
 from tests.servers import stop
 
 
@@ -53,7 +52,7 @@ class TestServer:
 
     def metric(self, sample: str) -> float:
         """Return the value of a sample as it stands in `/metrics`, labels included; 0 when it is not there."""
-        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+        for line in plain.get(f"{self.url}/metrics").text.splitlines():
             if line.startswith(sample + " "):
                 return float(line.rsplit(" ", 1)[1])
         return 0

@@ -16,6 +16,7 @@ from tests.faults.ledger import Ledger
 from tests.faults.scenario import RESTARTS_WITHIN_S, Scenario
 from tests.faults.system import System, at_an_instant, running
 from tests.faults.usage import watched
+from tests.http import plain
 from tests.integration.conftest import Bus
 from tests.servers import Nats
 
@@ -127,7 +128,7 @@ def _monitored(server: Nats) -> str:
 
 
 def _restart_if_unwell(server: Nats, monitor: str) -> None:
-    health = httpx.get(monitor, timeout=5)
+    health = plain.get(monitor, timeout=5)
     if health.status_code != httpx.codes.OK:
         assert "no space left" in health.text
         server.kill()

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -14,6 +15,7 @@ from services.api.app import build
 from services.api.settings import ApiSettings
 from services.embedded.program import Program
 from tests import ports
+from tests.http import plain, plain_client
 from tests.servers import start, stop
 
 
@@ -23,9 +25,9 @@ class Api:
     def __init__(self, url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
         self.url, self.process, self.log = url, process, log
 
-    def client(self, **options: object) -> httpx.AsyncClient:
+    def client(self, **options: Any) -> httpx.AsyncClient:
         """Return a client of it that goes around any proxy."""
-        return httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False, **options)  # type: ignore[arg-type]
+        return plain_client(self.url, **options)
 
 
 @contextlib.contextmanager
@@ -71,7 +73,7 @@ def _wait(api: Api, path: str, deadline_s: float = 30) -> None:
     end = time.monotonic() + deadline_s
     while True:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{api.url}{path}", trust_env=False).status_code == 200:
+            if plain.get(f"{api.url}{path}").status_code == 200:
                 return
         assert api.process.poll() is None, f"the API ended: {api.log.read_text()[-3000:]}"
         assert time.monotonic() < end, f"the API is not ready: {api.log.read_text()[-3000:]}"

@@ -15,6 +15,7 @@ from shared import subjects
 from shared.dead import LONGEST, REASON, SEQUENCE, SIZE, SUBJECT
 from shared.letters import LONGEST_SHOWN
 from tests.commands import Refresher
+from tests.http import plain_client
 from tests.integration.conftest import Bus, Start, until
 from tests.integration.test_recorder import Database, a_result, publish, rows, settled
 from tests.services import ServiceProcess
@@ -38,7 +39,7 @@ def api_process(start: Start, database_url: str) -> ServiceProcess:
 @pytest.fixture
 async def api(api_process: ServiceProcess) -> AsyncIterator[httpx.AsyncClient]:
     """Give a client of that API."""
-    async with httpx.AsyncClient(base_url=f"{api_process.url}/api/v1", timeout=30, trust_env=False) as client:
+    async with plain_client(f"{api_process.url}/api/v1") as client:
         yield client
 
 

@@ -20,6 +20,7 @@ from services.embedded.program import Program
 from shared.database import Connection
 from tests import ports
 from tests.debian import program
+from tests.http import plain, plain_client
 from tests.integration.conftest import Bus, Start, interval, until
 from tests.integration.rows import insert, row
 from tests.servers import Postgres, start, stop
@@ -65,7 +66,7 @@ def running(name: str, directory: Path, *arguments: str, ready: str, **environme
     try:
         while True:
             try:
-                if httpx.get(f"{url}{ready}").status_code == 200:
+                if plain.get(f"{url}{ready}").status_code == 200:
                     break
             except httpx.TransportError:
                 pass
@@ -210,8 +211,8 @@ async def test_every_rule_works_on_the_real_services(
             config.write_text(yaml.safe_dump(static(targets, "127.0.0.1:9")))
             store = f"--storage.tsdb.path={tmp_path / 'prometheus'}"
             with running("prometheus", tmp_path, f"--config.file={config}", store, ready="/-/ready") as prometheus:
-                async with httpx.AsyncClient(base_url=f"{prometheus}/api/v1") as client:
-                    async with httpx.AsyncClient(base_url=services["api"].url) as api:
+                async with plain_client(f"{prometheus}/api/v1") as client:
+                    async with plain_client(services["api"].url) as api:
                         await _download_arrives(client, api, str(wanted.run_id))
                     await _metrics_of_the_rules_exist(client)
                     await _rules_are_evaluated_and_quiet(client)

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.http import plain_client
 from tests.integration.conftest import Bus, Start, until
 from tests.servers import Nats
 from tests.services import ServiceProcess
@@ -21,7 +22,7 @@ SERVICES = ("scheduler", "runner", "recorder", "api")
 async def test_health_metrics_and_micro_endpoints(name: str, bus: Bus, start: Start, nats_server: Nats, database_url: str) -> None:
     """Live says which service; ready names what is down; metrics are bounded; the NATS command line finds it."""
     service = start(name, database_url)
-    http = httpx.AsyncClient(base_url=service.url, timeout=10)
+    http = plain_client(service.url, timeout=10)
     assert (await http.get("/health/live")).json()["service"] == name
     assert (await http.get("/health/ready")).json() == {"status": "up", "down": {}}
     metrics = (await http.get("/metrics")).text
@@ -64,8 +65,8 @@ async def test_a_login_that_was_refused_for_a_while_is_tried_again(name: str, st
 
 
 async def _is_ready(service: ServiceProcess, wanted: bool) -> bool:
-    async with httpx.AsyncClient(timeout=10) as http:
-        return ((await http.get(f"{service.url}/health/ready")).status_code == httpx.codes.OK) == wanted
+    async with plain_client(service.url, timeout=10) as http:
+        return ((await http.get("/health/ready")).status_code == httpx.codes.OK) == wanted
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -129,6 +130,7 @@ from starlette.applications import Starlette
 from services.scheduler.settings import SchedulerSettings
 from shared import service
 from shared.connect import broker
+from tests.http import plain_client
 
 service.DATE_EVERY_S = 3_600
 
@@ -147,8 +149,8 @@ async def test_a_service_that_nothing_wakes_stops_when_it_is_told(unused_port: i
 
     async def answers() -> bool:
         try:
-            async with httpx.AsyncClient() as http:
-                answer = await http.get(f"http://127.0.0.1:{unused_port}/health/live")
+            async with plain_client(f"http://127.0.0.1:{unused_port}") as http:
+                answer = await http.get("/health/live")
         except httpx.TransportError:
             return False
         return "date" in answer.headers

@@ -27,6 +27,7 @@ from shared.healthcheck import PORTS
 from shared.settings import MISCONFIGURED
 from tests import debian, ports
 from tests.commands import Refresher
+from tests.http import plain
 from tests.testserver import TestServer, answer, head, until_closed
 
 Start = Callable[..., TestServer]
@@ -111,8 +112,8 @@ def test_every_path_of_librespeed_answers(start: Start) -> None:
 def test_the_lists_name_this_server(start: Start) -> None:
     """LibreSpeed's clients get a list of one server, by the name that they asked; our own get a token for datagrams."""
     server = start()
-    (listed,) = httpx.get(f"{server.url}/.well-known/librespeed").json()
-    for_pages = httpx.get(f"{server.url}/.well-known/librespeed?cors=true")
+    (listed,) = plain.get(f"{server.url}/.well-known/librespeed").json()
+    for_pages = plain.get(f"{server.url}/.well-known/librespeed?cors=true")
     assert (for_pages.json(), for_pages.headers["access-control-allow-origin"]) == ([listed], "*")
     assert listed["server"] == f"{server.url}/"
     assert {name: listed[name] for name in ("dlURL", "ulURL", "pingURL", "getIpURL")} == {
@@ -121,16 +122,16 @@ def test_the_lists_name_this_server(start: Start) -> None:
         "pingURL": "empty",
         "getIpURL": "getIP",
     }
-    about = httpx.get(f"{server.url}/.well-known/refresher").json()
+    about = plain.get(f"{server.url}/.well-known/refresher").json()
     token = about["udp"].pop("token")
     assert len(bytes.fromhex(token)) == 16
     told = {"port": server.udp_port, "seconds": SECONDS, "datagrams": DATAGRAMS}
     assert about == {"name": "refresher testserver", "version": version("refresher"), "udp": told}
-    refused = httpx.get(f"{server.url}/.well-known/librespeed", headers={"Host": 'x"><script>'})
+    refused = plain.get(f"{server.url}/.well-known/librespeed", headers={"Host": 'x"><script>'})
     assert refused.status_code == 400
     assert "script" not in refused.text
     without = start(udp="false")
-    assert set(httpx.get(f"{without.url}/.well-known/refresher").json()) == {"name", "version"}
+    assert set(plain.get(f"{without.url}/.well-known/refresher").json()) == {"name", "version"}
 
 
 def test_pages_of_another_origin_may_use_it(start: Start) -> None:
@@ -345,18 +346,18 @@ def test_an_address_has_so_many_transfers_at_once(start: Start) -> None:
             each = open_now.enter_context(server.connect(receive_buffer=4_096))
             each.sendall(head("GET", "/garbage?ckSize=1024"))
             each.recv(1)
-        refused = httpx.get(f"{server.url}/garbage")
+        refused = plain.get(f"{server.url}/garbage")
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
-        assert httpx.post(f"{server.url}/empty", content=bytes(50 * MIB)).status_code == 429
-        assert httpx.get(f"{server.url}/empty").status_code == 200
-        assert httpx.post(f"{server.url}/empty").status_code == 200
+        assert plain.post(f"{server.url}/empty", content=bytes(50 * MIB)).status_code == 429
+        assert plain.get(f"{server.url}/empty").status_code == 200
+        assert plain.post(f"{server.url}/empty").status_code == 200
         other = httpx.HTTPTransport(local_address="127.0.0.2")
         with httpx.Client(transport=other) as http:
             assert http.get(f"{server.url}/garbage?ckSize=1").status_code == 200
         server.wait_for_metric('refresher_testserver_transfers_in_flight{direction="download"}', 2)
     server.wait_for_metric('refresher_testserver_transfers_in_flight{direction="download"}', 0)
-    assert httpx.get(f"{server.url}/garbage?ckSize=1").status_code == 200
+    assert plain.get(f"{server.url}/garbage?ckSize=1").status_code == 200
 
 
 def test_so_many_connections_may_be_open(start: Start) -> None:
@@ -431,7 +432,7 @@ def test_hostile_clients_cost_little_memory(start: Start) -> None:
     """Thousands of connections, unread downloads and answers, endless bodies and heads at once: under 64 MiB more, and it serves on."""
     server = start(connections="400", transfers="400", idle_s="3", seconds="3")
     process = psutil.Process(server.process.pid)
-    httpx.get(f"{server.url}/metrics")
+    plain.get(f"{server.url}/metrics")
     before, most = process.memory_info().rss, 0
     endless = {
         head("GET", "/garbage?ckSize=99999999999"): b"",
@@ -459,7 +460,7 @@ def test_hostile_clients_cost_little_memory(start: Start) -> None:
             most = max(most, process.memory_info().rss)
         assert most - before < 64 * MIB, f"{(most - before) / MIB:.0f} MiB"
     server.wait_for_metric("refresher_testserver_connections", 1, 30)
-    assert len(httpx.get(f"{server.url}/garbage?ckSize=8").content) == 8 * MIB
+    assert len(plain.get(f"{server.url}/garbage?ckSize=8").content) == 8 * MIB
 
 
 def test_clients_that_vanish_leave_nothing_behind(start: Start) -> None:
@@ -562,7 +563,7 @@ def test_it_speaks_tls_and_ipv6(start: Start, certificate: Path) -> None:
             client.send(bytes.fromhex(udp["token"]) + b"0001")
             assert client.recv(100) == bytes.fromhex(udp["token"]) + b"0001"
     everywhere = start(host="0.0.0.0,::")
-    assert all(httpx.get(f"http://{host}:{everywhere.port}/empty").status_code == 200 for host in ("127.0.0.1", "[::1]"))
+    assert all(plain.get(f"http://{host}:{everywhere.port}/empty").status_code == 200 for host in ("127.0.0.1", "[::1]"))
     assert server.say(head("GET", "/empty")) == b"", "plain HTTP is closed"
     assert _healthcheck(server) == 0
 
@@ -587,7 +588,7 @@ def test_it_says_how_it_is(start: Start) -> None:
     """Health, metrics by direction and reason, and one line per test, whatever number of requests the test is made of."""
     server = start()
     assert _healthcheck(server) == 0
-    assert httpx.get(f"{server.url}/health/live").json() == {"status": "up", "service": "testserver", "version": version("refresher")}
+    assert plain.get(f"{server.url}/health/live").json() == {"status": "up", "service": "testserver", "version": version("refresher")}
     with httpx.Client(base_url=server.url) as http:
         for _ in range(3):
             http.get("/garbage?ckSize=1")
@@ -675,11 +676,11 @@ def test_the_command_takes_every_setting_as_an_option(tmp_path: Path) -> None:
         assert process.stderr
         assert "listening" in process.stderr.readline()
         url = f"http://127.0.0.1:{port}"
-        assert httpx.post(f"{url}/empty?token=sesame", content=bytes(10)).status_code == 200
-        assert httpx.post(f"{url}/empty?token=sesame", content=bytes(11)).status_code == 413
-        assert httpx.get(f"{url}/empty").status_code == 401
-        assert httpx.get(f"{url}/empty", params={"x": "x" * 300}).status_code == 431
-        assert "udp" not in httpx.get(f"{url}/.well-known/refresher?token=sesame").json()
+        assert plain.post(f"{url}/empty?token=sesame", content=bytes(10)).status_code == 200
+        assert plain.post(f"{url}/empty?token=sesame", content=bytes(11)).status_code == 413
+        assert plain.get(f"{url}/empty").status_code == 401
+        assert plain.get(f"{url}/empty", params={"x": "x" * 300}).status_code == 431
+        assert "udp" not in plain.get(f"{url}/.well-known/refresher?token=sesame").json()
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

@@ -10,6 +10,7 @@ import psutil
 
 from services.embedded.cluster import SERVERS, SERVICES
 from tests import ports
+from tests.http import plain
 from tests.integration.test_up import Up, all_gone, insist
 from tests.servers import stop
 from tests.standin.server import StandIn
@@ -36,7 +37,7 @@ def test_a_cluster_survives_the_end_of_its_parts(open_directory: Path) -> None:
             for victim in [_first(cluster, word) for word in ("nats-1.conf", "services.recorder", "services.scheduler")]:
                 victim.kill()
             spec = {"name": "often", "engine": "noop", "timing": {"kind": "interval", "every_s": 1}}
-            insist(lambda: httpx.post(f"{cluster.api}/api/v1/schedules", json=spec).raise_for_status())
+            insist(lambda: plain.post(f"{cluster.api}/api/v1/schedules", json=spec).raise_for_status())
             insist(lambda: _succeeded(cluster))
             processes = cluster.processes()
             cluster.process.send_signal(signal.SIGINT)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests import ports
+from tests.http import plain
 from tests.servers import Nats, Postgres, stop
 from tests.standin.server import StandIn
 
@@ -70,7 +71,7 @@ class Up:
 
     def results(self, **filters: str) -> list[dict[str, Any]]:
         """Return results from the API, newest first."""
-        return list(httpx.get(f"{self.api}/api/v1/results", params=filters).raise_for_status().json()["items"])
+        return list(plain.get(f"{self.api}/api/v1/results", params=filters).raise_for_status().json()["items"])
 
     def processes(self) -> list[psutil.Process]:
         """Return the process and everything below it."""
@@ -173,8 +174,8 @@ def test_what_dies_is_started_again(open_directory: Path, standin: StandIn) -> N
             up.child(name).kill()
             before = up.output.stat().st_size
             up.wait_for(f"{name.removeprefix('services.').removesuffix('-server')} ended", max(0, before - 500))
-        run = insist(lambda: httpx.post(f"{up.api}/api/v1/runs", json={"engine": "noop"}).raise_for_status().json())
-        row = insist(lambda: httpx.get(f"{up.api}/api/v1/results/{run['run_id']}").raise_for_status().json())
+        run = insist(lambda: plain.post(f"{up.api}/api/v1/runs", json={"engine": "noop"}).raise_for_status().json())
+        row = insist(lambda: plain.get(f"{up.api}/api/v1/results/{run['run_id']}").raise_for_status().json())
         assert row["status"] == "succeeded"
     finally:
         stop(up.process)

@@ -3,7 +3,7 @@
 import httpx
 
 from services.cli import target
-from services.cli.api import is_local
+from services.cli.api import way_to
 from services.cli.checks import Finding, reason
 
 
@@ -11,7 +11,7 @@ async def check() -> Finding:
     """Return what is found about the API."""
     url = target.api_url()
     try:
-        async with httpx.AsyncClient(timeout=10, trust_env=not is_local(url)) as client:
+        async with httpx.AsyncClient(timeout=10, **way_to(url)) as client:
             answer = await client.get(f"{url}/health/ready")
             down = answer.json()["down"]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
