@@ -34,6 +34,9 @@ _IN_PROCESS = 10158
 
 TOGETHER = 1_000
 """So many messages are written to the server's disk at once, which takes as long as for one of them: the server allows no more."""
+BY_THEMSELVES = 8
+"""So few messages are sooner on the disk one by one: the server keeps a batch on it, too, in a directory of its own, and writes
+six files for that (nats-server 2.15.1)."""
 _TOGETHER_AGAIN = 100
 """Of a batch that is refused so many are tried together: where one message is there already, this many at most go by themselves."""
 
@@ -48,16 +51,20 @@ class Message:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-async def publish_together(client: Client, js: JetStreamContext, stream: str, messages: Sequence[Message]) -> list[bool]:
+async def publish_together(
+    client: Client, js: JetStreamContext, stream: str, messages: Sequence[Message], batch: "Batch | None" = None
+) -> list[bool]:
     """Publish messages, at most `TOGETHER` of them, for as long as it takes; return which of them are new.
 
-    They go in one atomic batch (NATS ADR-50), which the server writes to disk once instead of once for each. It refuses the
-    whole batch when one of them is there already, as when another replica was faster: then they go in smaller batches, and
-    each of one that is refused as well by itself.
+    More than a few go in one atomic batch (NATS ADR-50), which the server writes to disk once instead of once for each. It
+    refuses the whole batch when one of them is there already, as when another replica was faster: then they go in smaller
+    batches, and each of one that is refused as well by itself. `batch` is one of these messages that is open already.
     Raises: as `publish_until_stored`.
     """
-    if len(messages) > 1 and await _publish_batch(client, stream, messages):
-        return [True] * len(messages)
+    if len(messages) > BY_THEMSELVES:
+        batch = batch or await Batch.opened(client, stream, messages)
+        if await batch.commit():
+            return [True] * len(messages)
     if len(messages) > _TOGETHER_AGAIN:
         parts = (messages[start : start + _TOGETHER_AGAIN] for start in range(0, len(messages), _TOGETHER_AGAIN))
         found = await asyncio.gather(*(publish_together(client, js, stream, part) for part in parts))
@@ -66,25 +73,52 @@ async def publish_together(client: Client, js: JetStreamContext, stream: str, me
     return list(await asyncio.gather(*each))
 
 
-async def _publish_batch(client: Client, stream: str, messages: Sequence[Message]) -> bool:
-    """Publish all or none, and return whether it is known that all are there."""
-    batch = secrets.token_hex(16)
-    try:
-        for number, message in enumerate(messages, 1):
-            headers = {**message.headers, "Nats-Msg-Id": message.id, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
-            if number < len(messages):
-                await client.publish(message.subject, message.payload, headers=headers)
-            else:
-                # a batch is of one stream, so the last one tells it for all: whoever reads a message pays for each of its headers
-                headers |= {"Nats-Batch-Commit": "1", "Nats-Expected-Stream": stream}
-                answer = await client.request(message.subject, message.payload, timeout=_ANSWERS_WITHIN_S, headers=headers)
-    except MaxPayloadError:
-        return False
-    except NATS_AWAY as error:
-        log.info("batch not acknowledged", extra={"messages": len(messages), "error": str(error) or type(error).__name__})
-        return False
-    told = json.loads(answer.data)
-    return "error" not in told and told.get("count") == len(messages)
+class Batch:
+    """Messages that a server was handed and stores when told so: all or none, and meanwhile nobody sees them.
+
+    One that is never committed hinders nobody: the server forgets it after ten seconds.
+    """
+
+    def __init__(self, client: Client, stream: str, messages: Sequence[Message]) -> None:
+        self._client, self._messages = client, messages
+        self.id = secrets.token_hex(16)
+        # a batch is of one stream, so the last one tells it for all: whoever reads a message pays for each of its headers
+        self._last = {"Nats-Batch-Commit": "1", "Nats-Expected-Stream": stream}
+        self._is_open = False
+
+    @classmethod
+    async def opened(cls, client: Client, stream: str, messages: Sequence[Message]) -> "Batch":
+        """Hand all messages but the last to the server."""
+        batch = cls(client, stream, messages)
+        try:
+            for number, message in enumerate(messages[:-1], 1):
+                await client.publish(message.subject, message.payload, headers=batch._headers(number))
+        except NATS_AWAY as error:
+            batch._told(error)
+        else:
+            batch._is_open = True
+        return batch
+
+    async def commit(self) -> bool:
+        """Have everything stored, and return whether it is known that all are there."""
+        if not self._is_open:
+            return False
+        number, message = len(self._messages), self._messages[-1]
+        headers = self._headers(number) | self._last
+        try:
+            answer = await self._client.request(message.subject, message.payload, timeout=_ANSWERS_WITHIN_S, headers=headers)
+        except NATS_AWAY as error:
+            self._told(error)
+            return False
+        told = json.loads(answer.data)
+        return "error" not in told and told.get("count") == number
+
+    def _headers(self, number: int) -> dict[str, str]:
+        message = self._messages[number - 1]
+        return {**message.headers, "Nats-Msg-Id": message.id, "Nats-Batch-Id": self.id, "Nats-Batch-Sequence": str(number)}
+
+    def _told(self, error: Exception) -> None:
+        log.info("batch not acknowledged", extra={"messages": len(self._messages), "error": str(error) or type(error).__name__})
 
 
 async def publish(

@@ -5,9 +5,11 @@ import gc
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import NamedTuple
 
 from nats.aio.client import Client
 from nats.js import JetStreamContext
@@ -22,7 +24,7 @@ from shared.connect import broker, client_of
 from shared.events import Tick
 from shared.leaf import keep_fetching
 from shared.provision import keep_provisioned, provision, provision_on_request, until_copied_from_the_first
-from shared.publish import TOGETHER, Message, publish_together
+from shared.publish import BY_THEMSELVES, TOGETHER, Batch, Message, publish_together
 from shared.service import Service
 from shared.waiting import happens
 
@@ -30,7 +32,16 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 8
 """So many batches are on their way to the server: it lets no more than 50 be open."""
+OPEN_AT_MOST = 10
+"""So many batches are handed to it ahead of their start."""
 TOLD_ONE_BY_ONE = 10
+
+AHEAD_S = 1.6
+"""Ticks are made so long before their start."""
+APART_S = 0.0005
+"""The wall clock is steered, and so far apart from the one that a sleep goes by: no tick is published before its start."""
+ON_TIME_S = 1.0
+"""A tick that was made ahead is published up to so long after its start."""
 
 LONGEST_SLEEP_S = 1.0
 """Wake at least this often to compare with the wall clock: it may be set, and machines sleep."""
@@ -48,6 +59,14 @@ class Clock:
         return self._ahead_s < before - 1
 
 
+class Made(NamedTuple):
+    """An entry with its tick, ready to be published."""
+
+    entry: Entry
+    tick: Tick
+    message: Message
+
+
 class Scheduler:
     """Publishes what the plan says is due; at `only` one site, where that is given."""
 
@@ -58,6 +77,7 @@ class Scheduler:
         self._paused: set[str] = set()
         self._changed = asyncio.Event()
         self._clock = Clock()
+        self._open = 0
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def follow(self, changes: AsyncIterator[Snapshot | Change]) -> None:
@@ -76,7 +96,11 @@ class Scheduler:
             self._changed.set()
 
     async def publish(self, client: Client, js: JetStreamContext) -> None:
-        """Publish ticks as they come due, for ever. An entry is planned again only when its tick is in the stream."""
+        """Publish ticks as they come due, for ever. An entry is planned again only when its tick is in the stream.
+
+        They are made and handed to the server shortly before, since many are due at the same second: each would be late by what
+        it takes to make and send all.
+        """
         async with asyncio.TaskGroup() as publishing:
             while True:
                 self._changed.clear()
@@ -84,18 +108,42 @@ class Scheduler:
                 if self._clock.went_back():
                     log.warning("the clock was set back: planning anew")
                     self._plan.replan(now)
-                taken = self._plan.take(now)
-                for start in range(0, len(taken), TOGETHER):
-                    publishing.create_task(self._publish(client, js, taken[start : start + TOGETHER]))
+                for together in _parts(self._plan.take(now)):
+                    publishing.create_task(self._publish_now(client, js, together))
+                for start_at, ahead in groupby(self._plan.take_ahead(now + timedelta(seconds=AHEAD_S)), key=lambda entry: entry.start_at):
+                    for together in _parts(list(ahead)):
+                        publishing.create_task(self._publish_at(client, js, together, start_at))
                 next_at = self._plan.next_at()
-                until_next = (next_at - datetime.now(UTC)).total_seconds() if next_at else LONGEST_SLEEP_S
+                until_next = (next_at - datetime.now(UTC)).total_seconds() - AHEAD_S if next_at else LONGEST_SLEEP_S
                 await happens(self._changed, min(max(until_next, 0), LONGEST_SLEEP_S))
 
-    async def _publish(self, client: Client, js: JetStreamContext, entries: Sequence[Entry]) -> None:
+    async def _publish_now(self, client: Client, js: JetStreamContext, entries: Sequence[Entry]) -> None:
         async with self._turns:
-            now = datetime.now(UTC)
-            made = self._plan.ticks(entries, now)
-            new = await publish_together(client, js, subjects.TICKS, [_message(*each) for each in made])
+            await self._publish(client, js, self._made(entries, datetime.now(UTC)))
+
+    async def _publish_at(self, client: Client, js: JetStreamContext, entries: Sequence[Entry], start_at: datetime) -> None:
+        made = self._made(entries, start_at)
+        batch = None
+        if len(made) > BY_THEMSELVES and self._open < OPEN_AT_MOST:
+            batch = await Batch.opened(client, subjects.TICKS, [each.message for each in made])
+            self._open += 1
+        await asyncio.sleep((start_at - datetime.now(UTC)).total_seconds() + APART_S)
+        self._open -= batch is not None
+        late_s = (datetime.now(UTC) - start_at).total_seconds()
+        if not 0 <= late_s < ON_TIME_S:  # the clock was set, or the machine slept: what is due now is another question
+            for entry in entries:
+                self._plan.put_back(entry)
+            self._changed.set()
+            return
+        wanted = [each for each in made if self._plan.has(each.entry)]
+        async with self._turns:
+            await self._publish(client, js, wanted, batch if len(wanted) == len(made) else None)
+
+    def _made(self, entries: Sequence[Entry], now: datetime) -> list[Made]:
+        return [Made(entry, tick, _message(entry, tick, remembered)) for entry, tick, remembered in self._plan.ticks(entries, now)]
+
+    async def _publish(self, client: Client, js: JetStreamContext, made: Sequence[Made], batch: Batch | None = None) -> None:
+        new = await publish_together(client, js, subjects.TICKS, [each.message for each in made], batch)
         stored_at = datetime.now(UTC)
         for (entry, tick, _), is_new in zip(made, new, strict=True):
             self._metrics.ticks.labels(tick.trigger, "new" if is_new else "already_there").inc()
@@ -103,11 +151,11 @@ class Scheduler:
                 late_s = max(0.0, (stored_at - (tick.start_at or tick.due_at)).total_seconds())
                 self._metrics.lateness.observe(late_s)
                 self._metrics.late.inc(late_s >= LATE_S)
-                if len(entries) <= TOLD_ONE_BY_ONE:
+                if len(made) <= TOLD_ONE_BY_ONE:
                     told = {"run_id": tick.run_id, "schedule": tick.schedule, "site": tick.site, "trigger": tick.trigger}
                     log.info("tick published", extra={**told, "late_s": round(late_s, 3)})
             self._plan.done(entry)
-        if len(entries) > TOLD_ONE_BY_ONE:
+        if len(made) > TOLD_ONE_BY_ONE:
             log.info("ticks published", extra={"ticks": len(made), "new": sum(new)})
         if self._plan.broken():
             self._count()
@@ -131,6 +179,10 @@ class Scheduler:
             self._plan.put(schedule, datetime.now(UTC))
         else:
             self._plan.remove(change.name)
+
+
+def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:
+    return (entries[start : start + TOGETHER] for start in range(0, len(entries), TOGETHER))
 
 
 def _message(entry: Entry, tick: Tick, remembered: timedelta) -> Message:

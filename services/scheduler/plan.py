@@ -35,8 +35,8 @@ class Entry:
 class Plan:
     """All schedules that are enabled, the earliest start first.
 
-    Take what is to start with `take`, publish it, then give it back with `done`. An entry whose schedule was changed or removed
-    in the meantime is not the current one any more, and is dropped.
+    Take what is to start with `take`, or shortly before with `take_ahead`, publish it, then give it back with `done`. An entry whose
+    schedule was changed or removed in the meantime is not the current one any more, and is dropped.
     """
 
     def __init__(self) -> None:
@@ -89,9 +89,9 @@ class Plan:
         self._broken.discard(name)
         self._entries -= len(self._current.pop(name, ()))
         if len(self._heap) > 2 * self._entries:  # most of it is of versions that are gone: each edit leaves some
-            self._heap = [each for each in self._heap if self._is_current(each[2])]
+            self._heap = [each for each in self._heap if self.has(each[2])]
             heapq.heapify(self._heap)
-        while self._heap and not self._is_current(self._heap[0][2]):
+        while self._heap and not self.has(self._heap[0][2]):
             heapq.heappop(self._heap)
 
     def next_at(self) -> datetime | None:
@@ -107,7 +107,7 @@ class Plan:
         taken: list[Entry] = []
         while self._heap and self._heap[0][0] <= now:
             entry = heapq.heappop(self._heap)[2]
-            if not self._is_current(entry):
+            if not self.has(entry):
                 continue
             with self._guarding(entry.schedule):
                 instant = _next(entry.schedule, entry.site, entry.due_at - timedelta(microseconds=1), now)
@@ -120,6 +120,27 @@ class Plan:
                     self._push(entry)
         return taken
 
+    def take_ahead(self, until: datetime) -> list[Entry]:
+        """Take out everything that is to start by a moment, the earliest first, so that it can be made ready.
+
+        What is to start already must have been taken before.
+        """
+        ahead: list[Entry] = []
+        while self._heap and self._heap[0][0] <= until:
+            entry = heapq.heappop(self._heap)[2]
+            if self.has(entry):
+                ahead.append(entry)
+        return ahead
+
+    def put_back(self, entry: Entry) -> None:
+        """Take back what was taken and not published."""
+        if self.has(entry):
+            self._push(entry)
+
+    def has(self, entry: Entry) -> bool:
+        """Return whether the schedule of an entry is still as it was when the entry was planned."""
+        return self._current.get(entry.schedule.name, {}).get(entry.site) is entry
+
     def ticks(self, entries: Iterable[Entry], now: datetime) -> list[tuple[Entry, Tick, timedelta]]:
         """Return what was taken with its tick, and for how long the stream must remember that."""
         found = []
@@ -131,7 +152,7 @@ class Plan:
 
     def done(self, entry: Entry) -> None:
         """Plan the next instant of an entry whose tick is in the stream."""
-        if not self._is_current(entry):
+        if not self.has(entry):
             return
         with self._guarding(entry.schedule):
             following = due.following(entry.schedule, entry.site, entry.due_at)
@@ -148,9 +169,6 @@ class Plan:
             log.exception("the instants of a schedule cannot be worked out: it is not run", extra={"schedule": schedule.name})
             self.remove(schedule.name)
             self._broken.add(schedule.name)
-
-    def _is_current(self, entry: Entry) -> bool:
-        return self._current.get(entry.schedule.name, {}).get(entry.site) is entry
 
     def _push(self, entry: Entry) -> None:
         self._pushed += 1  # a tie-breaker: entries have no order of their own

@@ -14,7 +14,8 @@ from tests.faults.system import System, at_an_instant, kill
 from tests.integration.conftest import Bus, until
 from tests.services import ServiceProcess
 
-SCHEDULES = [f"steady-{number}" for number in range(5)]
+SCHEDULES = [f"steady-{number}" for number in range(12)]
+"""More than are published one by one."""
 
 
 @pytest.mark.timeout(420)

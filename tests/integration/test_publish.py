@@ -8,8 +8,9 @@ from nats.js.errors import APIError
 
 from shared import subjects
 from shared.provision import STREAMS
-from shared.publish import TOGETHER, Message, publish, publish_together, publish_until_stored
+from shared.publish import BY_THEMSELVES, TOGETHER, Batch, Message, publish, publish_together, publish_until_stored
 from tests.integration.conftest import Bus
+from tests.servers import Nats
 
 SUBJECT = subjects.tick("home", "hourly", datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -63,7 +64,7 @@ async def test_many_are_published_together(bus: Bus) -> None:
     assert "Nats-Batch-Commit" in (stored[-1].headers or {})
 
 
-@pytest.mark.parametrize("number", [2, TOGETHER])
+@pytest.mark.parametrize("number", [2, BY_THEMSELVES + 1, TOGETHER])
 async def test_a_batch_is_in_no_other_stream_than_its_own(bus: Bus, number: int) -> None:
     """Whichever stream the subjects belong to: what was meant for another one is not taken for stored."""
     meant = asyncio.create_task(publish_together(bus.client, bus.js, subjects.RESULTS, batch(*range(number))))
@@ -74,20 +75,22 @@ async def test_a_batch_is_in_no_other_stream_than_its_own(bus: Bus, number: int)
 
 async def test_a_batch_is_of_one_stream(bus: Bus) -> None:
     """What belongs to another one is in none, however right the last of them is."""
-    ticks, result = batch(1, 2), Message(subjects.result("home", None), b"{}", "result")
+    ticks, result = batch(*range(20)), Message(subjects.result("home", None), b"{}", "result")
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(publish_together(bus.client, bus.js, subjects.RESULTS, [*ticks, result]), 1)
     assert await bus.count(subjects.TICKS) == 0
     assert await bus.count(subjects.RESULTS) == 1
 
 
-async def test_what_is_there_already_keeps_nothing_else_out(bus: Bus) -> None:
-    """The server refuses the whole batch: the others are published all the same, and it is known which are new."""
+@pytest.mark.parametrize("number", [4, 20])
+async def test_what_is_there_already_keeps_nothing_else_out(bus: Bus, number: int) -> None:
+    """The server refuses a whole batch: the others are published all the same, and it is known which are new."""
     assert await publish_together(bus.client, bus.js, subjects.TICKS, batch(1, 2)) == [True, True]
-    assert await publish_together(bus.client, bus.js, subjects.TICKS, batch(0, 1, 2, 3)) == [True, False, False, True]
-    other = [Message(f"{SUBJECT}{number}", b"from a replica that was frozen", f"other-{number}") for number in range(5)]
-    assert await publish_together(bus.client, bus.js, subjects.TICKS, other) == [False] * 4 + [True]
-    assert await bus.count(subjects.TICKS) == 5
+    new = await publish_together(bus.client, bus.js, subjects.TICKS, batch(*range(number)))
+    assert new == [True, False, False] + [True] * (number - 3)
+    other = [Message(f"{SUBJECT}{each}", b"from a replica that was frozen", f"other-{each}") for each in range(number + 1)]
+    assert await publish_together(bus.client, bus.js, subjects.TICKS, other) == [False] * number + [True]
+    assert await bus.count(subjects.TICKS) == number + 1
 
 
 async def test_one_that_is_there_already_holds_up_few_others(bus: Bus) -> None:
@@ -106,6 +109,27 @@ async def test_as_many_as_the_server_allows_are_one_batch(bus: Bus) -> None:
     assert all(await publish_together(bus.client, bus.js, subjects.TICKS, batch(*range(TOGETHER))))
     stored = [await bus.js.get_msg(subjects.TICKS, sequence) for sequence in range(1, TOGETHER + 1)]
     assert ["Nats-Batch-Commit" in (message.headers or {}) for message in stored] == [False] * (TOGETHER - 1) + [True]
+
+
+async def test_a_batch_that_is_open_is_seen_by_nobody_and_hinders_nobody(bus: Bus) -> None:
+    """Two replicas have the same messages in hand, one is killed: the other's are stored. A third is told that they are there."""
+    killed, other, late = [await Batch.opened(bus.client, subjects.TICKS, batch(*range(20))) for _ in range(3)]
+    await bus.client.flush()
+    assert await bus.count(subjects.TICKS) == 0
+    assert all(await publish_together(bus.client, bus.js, subjects.TICKS, batch(*range(20)), other))
+    assert {(message.headers or {})["Nats-Batch-Id"] for message in await bus.messages(subjects.TICKS)} == {other.id}
+    assert await publish_together(bus.client, bus.js, subjects.TICKS, batch(*range(20)), late) == [False] * 20
+    assert not await killed.commit()
+
+
+async def test_a_batch_that_the_server_forgot_is_published_all_the_same(bus: Bus, nats_server: Nats) -> None:
+    """It was restarted in the meantime: it refuses what it has only the last of, and then gets all of them."""
+    forgotten = await Batch.opened(bus.client, subjects.TICKS, batch(*range(20)))
+    await bus.client.flush()
+    nats_server.kill()
+    nats_server.start()
+    assert await publish_together(bus.client, bus.js, subjects.TICKS, batch(*range(20)), forgotten) == [True] * 20
+    assert await bus.count(subjects.TICKS) == 20
 
 
 async def test_two_replicas_at_once_publish_each_once(bus: Bus) -> None:

@@ -1,23 +1,34 @@
 """The scheduler's plan, with the clock in the test's hand."""
 
+import asyncio
+import contextlib
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nats.aio.client import Client
 from prometheus_client import CollectorRegistry
 
+from services.scheduler import app
 from services.scheduler.app import Scheduler
 from services.scheduler.metrics import Metrics
 from services.scheduler.plan import Entry, Plan, lifetime, tick_of
 from services.scheduler.schedules import Change, Snapshot
+from shared import subjects
 from shared.due import start_of
+from shared.events import Tick
+from shared.publish import BY_THEMSELVES, Batch, Message
 from shared.schedules import Interval, Once, Schedule
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+NAMES = [f"s{number}" for number in range(BY_THEMSELVES + 1)]
+"""Of as many schedules as are published together."""
 
 
 def schedule(every_s: int = 60, **fields: Any) -> Schedule:
@@ -77,6 +88,25 @@ def test_an_entry_that_is_being_published_is_not_taken_again() -> None:
     plan.done(entry)
     (entry,) = plan.take(at(500))
     assert entry.due_at == at(480)
+
+
+def test_what_starts_soon_is_taken_ahead() -> None:
+    """The earliest first, without what starts later; it is in the plan no more until it is put back, or done."""
+    plan = Plan()
+    plan.put(schedule(name="minute", active_since=at(1)), at(1))
+    plan.put(schedule(20, name="often", active_since=at(1)), at(1))
+    plan.put(schedule(80, name="later", active_since=at(1)), at(1))
+    assert plan.take_ahead(at(19)) == []
+    often, minute = plan.take_ahead(at(60))
+    assert [(each.schedule.name, each.start_at) for each in (often, minute)] == [("often", at(20)), ("minute", at(60))]
+    assert plan.next_at() == at(80)
+    plan.put_back(minute)
+    assert plan.next_at() == at(60)
+    assert plan.has(often)
+    plan.remove("often")
+    assert not plan.has(often)
+    plan.put_back(often)
+    assert plan.next_at() == at(60)
 
 
 def test_planning_anew_after_the_clock_was_set_back() -> None:
@@ -335,6 +365,91 @@ async def test_a_schedule_that_cannot_be_worked_out_is_counted_as_invalid() -> N
 
     await Scheduler(Metrics(registry)).follow(changes())
     assert counted == [(1, 1), (1, 0)]
+
+
+class Published(NamedTuple):
+    """A tick that went out: when, its subject, and whether it had been handed over in a batch that was open already."""
+
+    at: datetime
+    subject: str
+    was_open: bool
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> list[Published]:
+    """Have ticks published nowhere but in a list."""
+    found: list[Published] = []
+
+    async def publish_together(client: None, js: None, stream: str, messages: Sequence[Message], batch: Batch | None = None) -> list[bool]:
+        assert batch is None or batch._messages == messages
+        found.extend(Published(datetime.now(UTC), message.subject, batch is not None) for message in messages)
+        return [True] * len(messages)
+
+    async def opened(client: None, stream: str, messages: Sequence[Message]) -> Batch:
+        return Batch(cast("Client", client), stream, messages)
+
+    monkeypatch.setattr(app, "publish_together", publish_together)
+    monkeypatch.setattr(Batch, "opened", opened)
+    return found
+
+
+async def published_by(start_at: datetime, *changes: Snapshot | Change) -> None:
+    """Let a scheduler work until shortly after a moment; these changes come one after the other once it has looked at its plan."""
+    scheduler = Scheduler(Metrics(CollectorRegistry()))
+
+    async def told() -> AsyncIterator[Snapshot | Change]:
+        for change in changes:
+            yield change
+            await asyncio.sleep(0.1)
+
+    publishing = asyncio.create_task(scheduler.publish(None, None))  # type: ignore[arg-type]
+    await scheduler.follow(told())
+    await asyncio.sleep((start_at - datetime.now(UTC)).total_seconds() + 0.3)
+    publishing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await publishing
+
+
+def soon(*names: str) -> tuple[datetime, Snapshot]:
+    """Return an instant that is a second away, and schedules that are due at it."""
+    start_at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
+    made = [schedule(name=name, timing=Once(at=start_at), active_since=NOON - timedelta(days=900)) for name in names]
+    return start_at, Snapshot(tuple(Change(each.name, each) for each in made))
+
+
+async def test_what_was_made_ahead_is_published_at_its_start(published: list[Published], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and not before; and it was made once."""
+    made: list[Tick] = []
+    message = app._message
+    monkeypatch.setattr(app, "_message", lambda entry, tick, remembered: made.append(tick) or message(entry, tick, remembered))
+    start_at, snapshot = soon(*NAMES)
+    await published_by(start_at, snapshot)
+    assert sorted(each.subject for each in published) == [subjects.tick("home", name, start_at) for name in NAMES]
+    assert all(each.at >= start_at and each.was_open for each in published)
+    assert len(made) == len(NAMES)
+
+
+async def test_what_changed_after_it_was_made_is_not_published(published: list[Published]) -> None:
+    """Removed or paused a moment before its start, it does not run; one that was only edited runs as it is now."""
+    start_at, snapshot = soon("edited", "paused", "removed", *NAMES)
+    of = {change.name: change.schedule for change in snapshot.changes}
+    paused, edited = (
+        of[name].model_copy(update=update) for name, update in (("paused", {"enabled": False}), ("edited", {"sites": ("office",)}))
+    )  # type: ignore[union-attr]
+    await published_by(start_at, snapshot, Change("removed", None), Change("paused", paused), Change("edited", edited))
+    assert sorted(each.subject for each in published) == [
+        *(subjects.tick("home", name, start_at) for name in NAMES),
+        subjects.tick("office", "edited", start_at),
+    ]
+    assert not any(each.was_open for each in published), "what had been handed over held others, too"
+
+
+async def test_who_wakes_up_too_late_asks_again_what_is_due(published: list[Published], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made ahead is put back then, and what the plan now says goes out."""
+    monkeypatch.setattr(app, "ON_TIME_S", 0.0)
+    start_at, snapshot = soon("one")
+    await published_by(start_at, snapshot)
+    assert [each.subject for each in published] == [subjects.tick("home", "one", start_at)]
 
 
 async def test_the_collector_of_garbage_does_not_look_through_the_plan() -> None:
