@@ -26,7 +26,8 @@ MIXED_FROM = 100_000
 PUT_AT_ONCE = 1_000
 BURST = 10_000
 """So many at most are due at once."""
-SETTLES_S = 10.0
+SETTLES_S, CAUGHT_UP_A_SECOND = 10.0, 10_000
+"""What it is given for what was overdue at its start, once it has read its schedules."""
 ZONES = (
     "Europe/Berlin",
     "America/New_York",
@@ -83,10 +84,12 @@ def _loaded_s(log: Path) -> float | None:
     return next((each["took_s"] for each in told if each.get("action") == "schedules read"), None)
 
 
-async def _watch(scheduler: ServiceProcess, seconds: int) -> tuple[datetime, datetime, float, int]:
+async def _watch(scheduler: ServiceProcess, count: int, seconds: int) -> tuple[datetime, datetime, float, int]:
     """Let it catch up and settle, then return a period, and what it used in it: a share of one core, and bytes."""
     process = psutil.Process(scheduler.process.pid)
-    await asyncio.sleep(SETTLES_S)
+    while _loaded_s(scheduler.log) is None:
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(SETTLES_S + count / CAUGHT_UP_A_SECOND)
     since = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
     await asyncio.sleep((since - datetime.now(UTC)).total_seconds() - 0.5)
     before = sum(process.cpu_times()[:2])
@@ -132,7 +135,7 @@ async def _measured(server: Nats, directory: Path, count: int, seconds: int) -> 
     scheduler = ServiceProcess("scheduler", directory, server.url)
     try:
         await asyncio.to_thread(scheduler.wait_until_ready, 60)
-        since, until, cpu, memory = await _watch(scheduler, seconds)
+        since, until, cpu, memory = await _watch(scheduler, count, seconds)
         client = await nats.connect(server.url)
         at_once = await _all_at_once(_patient(client), min(count, BURST))
     finally:
