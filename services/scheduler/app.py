@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 AT_ONCE = 8
 """So many batches are on their way to the server: it lets no more than 50 be open."""
 OPEN_AT_MOST = 10
-"""So many batches are handed to it ahead of their start."""
+"""So many batches are made and handed to it ahead of their start."""
 TOLD_ONE_BY_ONE = 10
 
 AHEAD_S = 1.6
-"""Ticks are made so long before their start."""
+"""Many ticks of one instant are made so long before it. No whole number: it would be when those of another are committed."""
 APART_S = 0.0005
 """The wall clock is steered, and so far apart from the one that a sleep goes by: no tick is published before its start."""
 ON_TIME_S = 1.0
@@ -98,8 +98,8 @@ class Scheduler:
     async def publish(self, client: Client, js: JetStreamContext) -> None:
         """Publish ticks as they come due, for ever. An entry is planned again only when its tick is in the stream.
 
-        They are made and handed to the server shortly before, since many are due at the same second: each would be late by what
-        it takes to make and send all.
+        Where many start at once they are made and handed to the server shortly before: each would be late by what it takes to
+        make and send all.
         """
         async with asyncio.TaskGroup() as publishing:
             while True:
@@ -122,22 +122,23 @@ class Scheduler:
             await self._publish(client, js, self._made(entries, datetime.now(UTC)))
 
     async def _publish_at(self, client: Client, js: JetStreamContext, entries: Sequence[Entry], start_at: datetime) -> None:
-        made = self._made(entries, start_at)
         batch = None
-        if len(made) > BY_THEMSELVES and self._open < OPEN_AT_MOST:
-            batch = await Batch.opened(client, subjects.TICKS, [each.message for each in made])
+        if len(entries) > BY_THEMSELVES and self._open < OPEN_AT_MOST:
             self._open += 1
+            made = self._made(entries, start_at)
+            batch = await Batch.opened(client, subjects.TICKS, [each.message for each in made])
         await asyncio.sleep((start_at - datetime.now(UTC)).total_seconds() + APART_S)
-        self._open -= batch is not None
-        late_s = (datetime.now(UTC) - start_at).total_seconds()
-        if not 0 <= late_s < ON_TIME_S:  # the clock was set, or the machine slept: what is due now is another question
-            for entry in entries:
-                self._plan.put_back(entry)
-            self._changed.set()
-            return
-        wanted = [each for each in made if self._plan.has(each.entry)]
-        async with self._turns:
-            await self._publish(client, js, wanted, batch if len(wanted) == len(made) else None)
+        if batch:
+            self._open -= 1
+            async with self._turns:
+                if 0 <= (datetime.now(UTC) - start_at).total_seconds() < ON_TIME_S:
+                    wanted = [each for each in made if self._plan.has(each.entry)]
+                    await self._publish(client, js, wanted, batch if len(wanted) == len(made) else None)
+                    return
+        # not worth it, or the clock was set, the machine slept, the server was away: what is due now is taken with all else that is
+        for entry in entries:
+            self._plan.put_back(entry)
+        self._changed.set()
 
     def _made(self, entries: Sequence[Entry], now: datetime) -> list[Made]:
         return [Made(entry, tick, _message(entry, tick, remembered)) for entry, tick, remembered in self._plan.ticks(entries, now)]

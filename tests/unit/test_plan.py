@@ -444,12 +444,35 @@ async def test_what_changed_after_it_was_made_is_not_published(published: list[P
     assert not any(each.was_open for each in published), "what had been handed over held others, too"
 
 
-async def test_who_wakes_up_too_late_asks_again_what_is_due(published: list[Published], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was made ahead is put back then, and what the plan now says goes out."""
-    monkeypatch.setattr(app, "ON_TIME_S", 0.0)
-    start_at, snapshot = soon("one")
+@pytest.mark.parametrize(("setting", "value"), [("ON_TIME_S", 0.0), ("OPEN_AT_MOST", 0)])
+async def test_what_is_not_published_as_it_was_made_is_taken_when_it_is_due(
+    published: list[Published], monkeypatch: pytest.MonkeyPatch, setting: str, value: float
+) -> None:
+    """Who wakes up too late asks the plan again; and where enough is open at the server already, nothing is made ahead."""
+    monkeypatch.setattr(app, setting, value)
+    start_at, snapshot = soon(*NAMES)
     await published_by(start_at, snapshot)
-    assert [each.subject for each in published] == [subjects.tick("home", "one", start_at)]
+    assert sorted(each.subject for each in published) == [subjects.tick("home", name, start_at) for name in NAMES]
+    assert all(each.at >= start_at and not each.was_open for each in published)
+
+
+async def test_what_was_published_makes_room_for_the_next(published: list[Published], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instant after instant is made ahead, with no more than two of them open."""
+    monkeypatch.setattr(app, "OPEN_AT_MOST", 2)
+    now = datetime.now(UTC).replace(microsecond=0)
+    every_second = [schedule(1, name=name, active_since=now) for name in NAMES]
+    await published_by(now + timedelta(seconds=5), Snapshot(tuple(Change(each.name, each) for each in every_second)))
+    for second in (3, 4, 5):
+        subject = subjects.tick("home", NAMES[0], now + timedelta(seconds=second))
+        assert [each.was_open for each in published if each.subject == subject] == [True]
+
+
+async def test_few_are_not_made_ahead(published: list[Published]) -> None:
+    """They are taken when they are due, with whatever else is."""
+    start_at, snapshot = soon("one", "other")
+    await published_by(start_at, snapshot)
+    assert sorted(each.subject for each in published) == [subjects.tick("home", name, start_at) for name in ("one", "other")]
+    assert all(each.at >= start_at and not each.was_open for each in published)
 
 
 async def test_the_collector_of_garbage_does_not_look_through_the_plan() -> None:
