@@ -47,8 +47,9 @@ REDELIVER_AFTER_S = (15.0, 15.0, 30.0, 60.0)
 MAX_DELIVERIES = 20
 """Waiting counts as well as measuring: whenever a runner ends, all ticks that wait for its line are delivered again. A tick
 that ends every runner is given up after these, or when it expires."""
-WAITING_AT_MOST = 100
-"""So many ticks a runner is handed before it has ended one of them."""
+WAITING_AT_MOST = 500
+"""So many ticks a runner is handed before it has ended one of them. What ends together is published together, which costs the
+server much the same for few and for many."""
 
 _LOOK_EVERY_S = 5.0
 

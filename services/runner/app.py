@@ -30,15 +30,12 @@ from shared import subjects
 from shared.connect import broker, client_of
 from shared.dead import bury
 from shared.events import ANY, Result, Tick
-from shared.provision import PIN_GROUP, until_runner
+from shared.provision import PIN_GROUP, WAITING_AT_MOST, until_runner
 from shared.publish import Message, publish_together
 from shared.pull import Pull
 from shared.service import Service
 
 log = logging.getLogger(__name__)
-
-AT_ONCE = 100
-"""So many ticks are asked for in advance: which of them goes first is decided here."""
 
 
 class Runner:
@@ -67,7 +64,7 @@ class Runner:
             measuring = tasks.create_task(self._line.run())
             beside = Beside(tasks, self._measure_beside, self._publish)
             try:
-                async with Pull(client, js, subjects.TICKS, consumer, batch=AT_ONCE, group=PIN_GROUP) as pull:
+                async with Pull(client, js, subjects.TICKS, consumer, batch=WAITING_AT_MOST, group=PIN_GROUP) as pull:
                     while True:
                         in_turn: list[Offer] = []
                         at_once: list[Offer] = []

@@ -12,9 +12,12 @@ from services.runner.offer import Ended, Offer
 from shared.events import Result
 from shared.provision import REDELIVER_AFTER_S
 
+AT_ONCE = 100
+"""So many are measured at the same time: an engine may need a process for each."""
+
 
 class Beside:
-    """Takes ticks with `offer`, measures all of them at once, and publishes together what has ended meanwhile.
+    """Takes ticks with `offer`, measures them side by side, and publishes together what has ended meanwhile.
 
     `measure` and `publish` are as for a line. The server hands out no more than `WAITING_AT_MOST` ticks before one has ended.
     """
@@ -25,6 +28,7 @@ class Beside:
         self._measured: list[tuple[Offer, Result]] = []
         self._changed = asyncio.Event()
         self._ended = Ended()
+        self._turns = asyncio.Semaphore(AT_ONCE)
         self._working = {tasks.create_task(self._end()), tasks.create_task(self._keep())}
 
     async def offer(self, offers: Sequence[Offer]) -> None:
@@ -49,7 +53,8 @@ class Beside:
         self._runs.clear()
 
     async def _run(self, offer: Offer) -> None:
-        result = await self._measure(offer)
+        async with self._turns:
+            result = await self._measure(offer)
         self._measured.append((offer, result))
         self._changed.set()
 

@@ -6,9 +6,12 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+from nats.aio.msg import Msg
 
+import services.runner.beside
 from services.recorder.presence import Presence
 from services.runner.beside import Beside
 from services.runner.measure import not_run
@@ -168,3 +171,36 @@ async def test_a_tick_that_comes_again_is_not_measured_again(bus: Bus) -> None:
         await until(acknowledged)
         await beside.stop()
     assert measured == [1]
+
+
+async def test_an_engine_is_not_run_for_all_at_once(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may need a process for each: the others wait until one has ended."""
+    monkeypatch.setattr(services.runner.beside, "AT_ONCE", 2)
+    measured: list[UUID] = []
+    go_on, all_ended = asyncio.Semaphore(0), asyncio.Event()
+
+    async def measure(offer: Offer) -> Result:
+        measured.append(offer.tick.run_id)
+        await go_on.acquire()
+        return not_run(offer.tick, "runner-1", offer.attempt, Status.MISSED, Failure(kind="expired", message="too late"))
+
+    async def publish(results: Sequence[Result]) -> None:
+        if len(measured) == 3:
+            all_ended.set()
+
+    ticks = [await bus.tick() for _ in range(3)]
+    async with asyncio.TaskGroup() as tasks, Pull(bus.client, bus.js, subjects.TICKS, "runner-home", batch=3, group=PIN_GROUP) as pull:
+        beside = Beside(tasks, measure, publish)
+        messages: list[Msg] = []
+        while len(messages) < len(ticks):
+            messages += await pull.next()
+        await beside.offer([Offer(tick, message) for tick, message in zip(ticks, messages, strict=True)])
+        await asyncio.sleep(0.1)
+        assert measured == [tick.run_id for tick in ticks[:2]]
+        go_on.release()
+        await asyncio.sleep(0.1)
+        assert measured == [tick.run_id for tick in ticks]
+        go_on.release()
+        go_on.release()
+        await asyncio.wait_for(all_ended.wait(), 5)
+        await beside.stop()

@@ -23,7 +23,7 @@ from services.runner.claims import Claims, Whose
 from services.runner.offer import Offer
 from shared import subjects
 from shared.events import ANY, Claim, Tick
-from shared.provision import provision, provision_runner
+from shared.provision import WAITING_AT_MOST, provision, provision_runner
 from tests.deployed import Bus, make_secrets
 from tests.integration.conftest import until
 from tests.services import ServiceProcess
@@ -278,7 +278,7 @@ async def test_a_consumer_of_a_site_is_made_on_request_for_that_site_alone(bus: 
         client = await bus.connect("runner-office")
         await client.request("refresher.provision.office", b'{"site": "home", "deliver_subject": "refresher.tick.home.x.1"}', timeout=5)
         config = (await js.consumer_info(subjects.TICKS, "runner-office")).config
-        assert (config.filter_subject, config.deliver_subject, config.max_ack_pending) == ("refresher.tick.office.>", None, 100)
+        assert (config.filter_subject, config.deliver_subject, config.max_ack_pending) == ("refresher.tick.office.>", None, WAITING_AT_MOST)
         await client.close()
     finally:
         scheduler.stop()
