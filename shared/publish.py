@@ -80,10 +80,8 @@ class Batch:
     """
 
     def __init__(self, client: Client, stream: str, messages: Sequence[Message]) -> None:
-        self._client, self._messages = client, messages
+        self._client, self._stream, self._messages = client, stream, messages
         self.id = secrets.token_hex(16)
-        # a batch is of one stream, so the last one tells it for all: whoever reads a message pays for each of its headers
-        self._last = {"Nats-Batch-Commit": "1", "Nats-Expected-Stream": stream}
         self._is_open = False
 
     @classmethod
@@ -104,7 +102,8 @@ class Batch:
         if not self._is_open:
             return False
         number, message = len(self._messages), self._messages[-1]
-        headers = self._headers(number) | self._last
+        # a batch is of one stream, so the last one tells it for all: whoever reads a message pays for each of its headers
+        headers = self._headers(number) | {"Nats-Batch-Commit": "1", "Nats-Expected-Stream": self._stream}
         try:
             answer = await self._client.request(message.subject, message.payload, timeout=_ANSWERS_WITHIN_S, headers=headers)
         except NATS_AWAY as error:

@@ -3,14 +3,11 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
-
 from tests import ports
-from tests.http import plain
+from tests.http import sample, wait_until_well
 from tests.servers import stop
 
 
@@ -56,23 +53,12 @@ class ServiceProcess:
 
     def wait_until_ready(self, deadline_s: float = 20) -> "ServiceProcess":
         """Wait for its readiness."""
-        end = time.monotonic() + deadline_s
-        while True:
-            try:
-                if plain.get(f"{self.url}/health/ready", timeout=5).status_code == 200:
-                    return self
-            except httpx.TransportError:
-                pass
-            assert self.process.poll() is None, f"{self.name} ended:\n{self.log.read_text()}"
-            assert time.monotonic() < end, f"{self.name} is not ready:\n{self.log.read_text()}"
-            time.sleep(0.05)
+        wait_until_well(f"{self.url}/health/ready", self.process, self.log, deadline_s)
+        return self
 
-    def metric(self, sample: str) -> float:
+    def metric(self, name: str) -> float:
         """Return the value of a sample as it stands in `/metrics`, labels included; 0 when it is not there."""
-        for line in plain.get(f"{self.url}/metrics").text.splitlines():
-            if line.startswith(sample + " "):
-                return float(line.rsplit(" ", 1)[1])
-        return 0
+        return sample(f"{self.url}/metrics", name)
 
     def kill(self) -> None:
         """End it without any warning."""

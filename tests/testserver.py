@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import ports
-from tests.http import plain
+from tests.http import sample
 from tests.servers import stop
 
 
@@ -50,12 +50,9 @@ class TestServer:
             time.sleep(0.02)
         return found[0]
 
-    def metric(self, sample: str) -> float:
+    def metric(self, name: str) -> float:
         """Return the value of a sample as it stands in `/metrics`, labels included; 0 when it is not there."""
-        for line in plain.get(f"{self.url}/metrics").text.splitlines():
-            if line.startswith(sample + " "):
-                return float(line.rsplit(" ", 1)[1])
-        return 0
+        return sample(f"{self.url}/metrics", name)
 
     def wait_for_metric(self, sample: str, value: float, deadline_s: float = 10) -> None:
         """Wait until a sample has a value."""

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
 from typing import NamedTuple
 
 from nats.aio.client import Client
@@ -110,8 +109,8 @@ class Scheduler:
                     self._plan.replan(now)
                 for together in _parts(self._plan.take(now)):
                     publishing.create_task(self._publish_now(client, js, together))
-                for start_at, ahead in groupby(self._plan.take_ahead(now + timedelta(seconds=AHEAD_S)), key=lambda entry: entry.start_at):
-                    for together in _parts(list(ahead)):
+                for start_at, ahead in self._plan.take_ahead(now + timedelta(seconds=AHEAD_S)).items():
+                    for together in _parts(ahead):
                         publishing.create_task(self._publish_at(client, js, together, start_at))
                 next_at = self._plan.next_at()
                 until_next = (next_at - datetime.now(UTC)).total_seconds() - AHEAD_S if next_at else LONGEST_SLEEP_S

@@ -120,16 +120,16 @@ class Plan:
                     self._push(entry)
         return taken
 
-    def take_ahead(self, until: datetime) -> list[Entry]:
-        """Take out everything that is to start by a moment, the earliest first, so that it can be made ready.
+    def take_ahead(self, until: datetime) -> dict[datetime, list[Entry]]:
+        """Take out everything that is to start by a moment, by its start, the earliest first, so that it can be made ready.
 
         What is to start already must have been taken before.
         """
-        ahead: list[Entry] = []
+        ahead: dict[datetime, list[Entry]] = {}
         while self._heap and self._heap[0][0] <= until:
-            entry = heapq.heappop(self._heap)[2]
+            start_at, _, entry = heapq.heappop(self._heap)
             if self.has(entry):
-                ahead.append(entry)
+                ahead.setdefault(start_at, []).append(entry)
         return ahead
 
     def put_back(self, entry: Entry) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from services.api.app import build
 from services.api.settings import ApiSettings
 from services.embedded.program import Program
 from tests import ports
-from tests.http import plain, plain_client
+from tests.http import plain_client, wait_until_well
 from tests.servers import start, stop
 
 
@@ -53,7 +52,7 @@ def api_server(nats_url: str, database_url: str, directory: Path, *, ready: bool
     )
     api = Api(f"http://127.0.0.1:{port}", start(program), log)
     try:
-        _wait(api, "/health/ready" if ready else "/health/live")
+        wait_until_well(f"{api.url}/health/{'ready' if ready else 'live'}", api.process, log)
         yield api
     finally:
         stop(api.process)
@@ -67,14 +66,3 @@ async def in_process(nats_url: str, database_url: str, **settings: str) -> Async
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
         assert not service.failed.is_set()
-
-
-def _wait(api: Api, path: str, deadline_s: float = 30) -> None:
-    end = time.monotonic() + deadline_s
-    while True:
-        with contextlib.suppress(httpx.HTTPError):
-            if plain.get(f"{api.url}{path}").status_code == 200:
-                return
-        assert api.process.poll() is None, f"the API ended: {api.log.read_text()[-3000:]}"
-        assert time.monotonic() < end, f"the API is not ready: {api.log.read_text()[-3000:]}"
-        time.sleep(0.05)

@@ -20,7 +20,7 @@ from services.embedded.program import Program
 from shared.database import Connection
 from tests import ports
 from tests.debian import program
-from tests.http import plain, plain_client
+from tests.http import plain_client, wait_until_well
 from tests.integration.conftest import Bus, Start, interval, until
 from tests.integration.rows import insert, row
 from tests.servers import Postgres, start, stop
@@ -62,17 +62,8 @@ def running(name: str, directory: Path, *arguments: str, ready: str, **environme
     command = (str(program(name, f"usr/bin/{name}")), f"--web.listen-address=127.0.0.1:{port}", *arguments)
     process = start(Program(name, command, environment, log=log))
     url = f"http://127.0.0.1:{port}"
-    end = time.monotonic() + 30
     try:
-        while True:
-            try:
-                if plain.get(f"{url}{ready}").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.05)
+        wait_until_well(f"{url}{ready}", process, log)
         yield url
     finally:
         stop(process)

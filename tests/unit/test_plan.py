@@ -96,9 +96,11 @@ def test_what_starts_soon_is_taken_ahead() -> None:
     plan.put(schedule(name="minute", active_since=at(1)), at(1))
     plan.put(schedule(20, name="often", active_since=at(1)), at(1))
     plan.put(schedule(80, name="later", active_since=at(1)), at(1))
-    assert plan.take_ahead(at(19)) == []
-    often, minute = plan.take_ahead(at(60))
+    assert plan.take_ahead(at(19)) == {}
+    ahead = plan.take_ahead(at(60))
+    ((often,), (minute,)) = ahead.values()
     assert [(each.schedule.name, each.start_at) for each in (often, minute)] == [("often", at(20)), ("minute", at(60))]
+    assert list(ahead) == [at(20), at(60)]
     assert plan.next_at() == at(80)
     plan.put_back(minute)
     assert plan.next_at() == at(60)
