@@ -21,15 +21,15 @@ def plain_client(url: str, timeout: float = 30, **options: Any) -> httpx.AsyncCl
     return httpx.AsyncClient(base_url=url, timeout=timeout, verify=NO_TLS, trust_env=False, **options)
 
 
-def wait_until_well(url: str, process: "subprocess.Popen[bytes]", log: Path, deadline_s: float = 30) -> None:
+def wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path, deadline_s: float = 30) -> None:
     """Wait until a URL of a process answers with 200; what the process has written is told when it ends or takes too long."""
     end = time.monotonic() + deadline_s
     while True:
         with suppress(httpx.TransportError):
             if plain.get(url).status_code == httpx.codes.OK:
                 return
-        assert process.poll() is None, f"it ended before {url} was well:\n{log.read_text()}"
-        assert time.monotonic() < end, f"{url} is not well:\n{log.read_text()}"
+        assert process.poll() is None, f"it ended before {url} was ready:\n{log.read_text()}"
+        assert time.monotonic() < end, f"{url} is not ready:\n{log.read_text()}"
         time.sleep(0.05)
 
 

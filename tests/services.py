@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests import ports
-from tests.http import sample, wait_until_well
+from tests.http import sample, wait_until_ready
 from tests.servers import stop
 
 
@@ -53,7 +53,7 @@ class ServiceProcess:
 
     def wait_until_ready(self, deadline_s: float = 20) -> "ServiceProcess":
         """Wait for its readiness."""
-        wait_until_well(f"{self.url}/health/ready", self.process, self.log, deadline_s)
+        wait_until_ready(f"{self.url}/health/ready", self.process, self.log, deadline_s)
         return self
 
     def metric(self, name: str) -> float:

@@ -14,7 +14,7 @@ from services.api.app import build
 from services.api.settings import ApiSettings
 from services.embedded.program import Program
 from tests import ports
-from tests.http import plain_client, wait_until_well
+from tests.http import plain_client, wait_until_ready
 from tests.servers import start, stop
 
 
@@ -52,7 +52,7 @@ def api_server(nats_url: str, database_url: str, directory: Path, *, ready: bool
     )
     api = Api(f"http://127.0.0.1:{port}", start(program), log)
     try:
-        wait_until_well(f"{api.url}/health/{'ready' if ready else 'live'}", api.process, log)
+        wait_until_ready(f"{api.url}/health/{'ready' if ready else 'live'}", api.process, log)
         yield api
     finally:
         stop(api.process)

@@ -20,7 +20,7 @@ from services.embedded.program import Program
 from shared.database import Connection
 from tests import ports
 from tests.debian import program
-from tests.http import plain_client, wait_until_well
+from tests.http import plain_client, wait_until_ready
 from tests.integration.conftest import Bus, Start, interval, until
 from tests.integration.rows import insert, row
 from tests.servers import Postgres, start, stop
@@ -63,7 +63,7 @@ def running(name: str, directory: Path, *arguments: str, ready: str, **environme
     process = start(Program(name, command, environment, log=log))
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until_well(f"{url}{ready}", process, log)
+        wait_until_ready(f"{url}{ready}", process, log)
         yield url
     finally:
         stop(process)
