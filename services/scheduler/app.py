@@ -29,9 +29,9 @@ from shared.waiting import happens
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 8
-"""So many batches are on their way to the server: it lets no more than 50 be open."""
-OPEN_AT_MOST = 10
+AT_ONCE = 12
+"""So many batches are on their way to the server: it lets no more than 50 be open, and there may be another scheduler."""
+OPEN_AT_MOST = 12
 """So many batches are made and handed to it ahead of their start."""
 TOLD_ONE_BY_ONE = 10
 
