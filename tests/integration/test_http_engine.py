@@ -194,6 +194,22 @@ async def test_a_server_with_few_workers_is_measured_with_those(route: str) -> N
     assert result.confidence != "reliable"
 
 
+class Tired(LibreSpeed):
+    """Takes one upload and reads no other."""
+
+    def meets_fault(self, route: str, number: int) -> str | None:
+        """Return the fault that this request on a route is to meet with."""
+        return "slow" if route == "upload" and number > 1 else None
+
+
+@pytest.mark.parametrize("patience_s", [PATIENCE_S, 10])
+async def test_the_probes_beside_an_upload_do_not_pass_for_it(patience_s: float) -> None:
+    """Where the server reads nothing any more they alone go on: that is no rate, however long it may be silent."""
+    with Tired(**LINE) as server, pytest.raises(ProbeError, match="the upload stood still: not one byte arrived for ") as caught:
+        await run(server, download=False, loss=False, timeout_s=patience_s)
+    assert caught.value.kind == "unconfirmed"
+
+
 async def test_an_endless_body_is_a_download_and_costs_no_memory() -> None:
     """A body that never ends is what a download is made of: its rate is measured, and the child stays small."""
     most = 0

@@ -102,10 +102,15 @@ class StandIn:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
-    def meets_fault(self, route: str) -> str | None:
+    def asked(self, route: str, target: str) -> int:
+        """Take note of a request, and return how many the route has had with it: of two at once each has a number of its own."""
+        with self._lock:
+            self.requests.append((route, target))
+            return self.count(route)
+
+    def meets_fault(self, route: str, number: int) -> str | None:
         """Return the fault that this request on a route is to meet with."""
         fault, share = self.faults.get(route), self.fault_share
-        number = self.count(route)
         return fault if fault and int(number * share) > int((number - 1) * share) else None
 
     def converse(self, connection: socket.socket) -> None:
@@ -162,7 +167,7 @@ class Exchange:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
         self.body_bytes = int(headers.get("content-length", 0))
         self.route = self.routed()
-        standin.requests.append((self.route, self.target))
+        self._number = standin.asked(self.route, self.target)
 
     def routed(self) -> str:
         """Return what of the protocol the request is."""
@@ -170,7 +175,7 @@ class Exchange:
 
     def answer(self) -> None:
         """Answer as ordered."""
-        fault = self._standin.meets_fault(self.route)
+        fault = self._standin.meets_fault(self.route, self._number)
         if fault is None:
             self.serve()
             if self.keeps_open:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.runner.confined import Channel
+from services.runner.confined import Channel, Failed
 from services.runner.http_child.connection import Connection, Endpoint
 from services.runner.http_child.load import Limits, Load
 from services.runner.http_child.streams import Stream
@@ -34,7 +34,15 @@ def idle(connection: Connection) -> Steps[None]:
         connection.close()
 
 
-def stream(kind: type[Connection] = Connection) -> Stream:
+class Moving(Connection):
+    """Has carried more each time somebody looks."""
+
+    def arrived_bytes(self) -> int:
+        """Return what the kernel would say."""
+        return time.monotonic_ns()
+
+
+def stream(kind: type[Connection] = Moving) -> Stream:
     """Return a stream that the server takes part in."""
     connection = kind(Endpoint("here", socket.AF_INET, ("127.0.0.1", 1), timeout_s=1))
     return Stream(connection, idle(connection), warm=True)
@@ -64,7 +72,7 @@ def test_a_warm_up_leaves_bytes_to_measure_with() -> None:
     assert 290e6 < loaded.rate_bps < 370e6
 
 
-class Losing(Connection):
+class Losing(Moving):
     """Finds a packet missing each time somebody looks."""
 
     holes = 0
@@ -117,3 +125,16 @@ def test_streams_that_never_start_do_not_say_what_they_bring(last_bps: float, ad
     loaded = Load(Loop(), "download", make, waits, Silent()).run(lambda _: True)
     assert (loaded.rising, loaded.streams, loaded.left_waiting) == (rising, 4, 4)
     assert loaded.rate_bps == pytest.approx(last_bps, rel=0.03)
+
+
+@pytest.mark.parametrize(("silence_s", "reason"), [(0.5, "not one byte arrived for 0.5 s"), (5, "not one byte arrived for ")])
+@pytest.mark.parametrize(("phase", "kind"), [("download", "timeout"), ("upload", "unconfirmed")])
+def test_probes_do_not_pass_for_a_load(phase: str, kind: str, silence_s: float, reason: str) -> None:
+    """Where they alone go on, there is no rate: be it that nothing else moved for too long, or for all that was measured."""
+    began = time.monotonic()
+    probes_only = limits(
+        longest_s=2, shortest_s=0.5, silence_s=silence_s, added_s=lambda _: None, carried=lambda: int(20_000 * (time.monotonic() - began))
+    )
+    with pytest.raises(Failed, match=f"the {phase} stood still: {reason}") as caught:
+        Load(Loop(), phase, partial(stream, Connection), probes_only, Silent()).run(lambda _: False)
+    assert caught.value.kind == kind

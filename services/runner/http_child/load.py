@@ -88,6 +88,8 @@ class Load:
         self._loaded = Loaded()
         self._infos: list[TcpInfo | None] = []
         self._moved_at = self._reported_at = 0.0
+        self._reached: list[int] = []
+        """How far each stream was at the last look."""
         self._slice_s = limits.slice_s
         self._fewer_bps = 0.0
         """What fewer streams reached, where the warm-up ended without a word on the last ones; else 0."""
@@ -206,7 +208,7 @@ class Load:
         now, carried, _ = self._mark()
         if carried - before > SLICE_SHARE * self._limits.max_bytes:  # a line so fast that there would be few of them
             self._slice_s = min(self._slice_s, SHORT_SLICE_S)
-        self._look_after(now, moved=carried > before)
+        self._look_after(now)
         rate_bps = (carried - before) * 8 / (now - before_at)
         if now - self._reported_at >= REPORT_EVERY_S:
             self._reported_at = now
@@ -219,16 +221,24 @@ class Load:
         self._marks.append(mark)
         return mark
 
-    def _look_after(self, now: float, *, moved: bool) -> None:
+    def _look_after(self, now: float) -> None:
         count = len(self._streams) - self._left_waiting()
         failed = [task.problem for stream, task in self._streams if task.problem and not self._is_left_waiting(stream, task)]
         if len(failed) > (1 - ALIVE_SHARE) * count:
             raise failed[0]
-        if moved:
-            self._moved_at = now
+        reached = [self._bytes_of(stream) for stream, _ in self._streams]
+        if reached != self._reached:
+            self._moved_at, self._reached = now, reached
         elif now - self._moved_at > self._limits.silence_s:
-            kind = "timeout" if self._phase == "download" else "unconfirmed"
-            raise Failed(kind, f"the {self._phase} stood still: not one byte arrived for {self._limits.silence_s:g} s")
+            raise self._stood_still(self._limits.silence_s)
+
+    def _bytes_of(self, stream: Stream) -> int:
+        """Return what a stream alone has carried: the probes beside the load go on where it stands still."""
+        return stream.connection.arrived_bytes() if self._phase == "download" else stream.connection.delivered_bytes()
+
+    def _stood_still(self, for_s: float) -> Failed:
+        kind = "timeout" if self._phase == "download" else "unconfirmed"
+        return Failed(kind, f"the {self._phase} stood still: not one byte arrived for {for_s:.3g} s")
 
     def _is_left_waiting(self, stream: Stream, task: Task) -> bool:
         """Tell whether the server serves others and never this one: it has a worker for so many and no more."""
@@ -260,6 +270,8 @@ class Load:
         if self._loaded.stopped_by == "bytes" and measured_s < LOOK_BACK_S and abs(disagreement(marks)) > STEADY_WITHIN:
             reason = f"the {self._phase} had not become steady when its share of max_bytes, {self._limits.max_bytes} bytes, was used up"
             raise Failed("byte_limit", f"{reason}: allow more")
+        if self._moved_at <= marks[0][0]:  # what was measured are the probes
+            raise self._stood_still(measured_s)
         if (moved := self._moved()) < LEAST_BYTES:
             raise Failed("bad_answer", f"the {self._phase} came to {moved} bytes in {self._limits.longest_s:g} s: that is no measurement")
         first, last = marks[0], marks[-1]
