@@ -139,6 +139,9 @@ async def test_those_that_are_measured_for_long_stay_with_their_runner(bus: Bus,
     (result,) = await results(bus, 1, 30)
     assert result.attempt == 1
     assert ended(await results(bus, 1), tick)
+    delivered = (await bus.js.consumer_info(subjects.TICKS, "runner-home")).delivered
+    assert delivered
+    assert delivered.consumer_seq == 1  # after 15 s of silence it would have come a second time
 
 
 async def test_a_tick_that_comes_again_is_not_measured_again(bus: Bus) -> None:

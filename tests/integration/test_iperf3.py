@@ -87,12 +87,14 @@ async def test_one_direction_is_enough(program: Path, direction: str) -> None:
     with iperf3.serving(program) as port:
         result = await run(port, udp_bps=20e6, streams=2, **{other: False})
     assert (result.download_bps, result.upload_bps) == (None, None)
-    assert result.packet_loss == 0
+    assert result.packet_loss is not None
+    arrived = 1 - result.packet_loss  # a busy machine drops some, whose bytes are not counted
+    assert 0.5 < arrived <= 1
     assert result.jitter_s is not None
     assert 0 <= result.jitter_s < 0.01
     assert getattr(result, f"{other}_bytes") is None
-    assert getattr(result, f"{direction}_bytes") == pytest.approx(20e6 / 8, rel=0.1)
-    assert result.details[direction]["received_bps"] == pytest.approx(20e6, rel=0.1)
+    assert getattr(result, f"{direction}_bytes") == pytest.approx(20e6 / 8 * arrived, rel=0.1)
+    assert result.details[direction]["received_bps"] == pytest.approx(20e6 * arrived, rel=0.1)
     assert other not in result.details
 
 

@@ -161,6 +161,18 @@ async def test_what_changes_is_seen_at_once(api: Database, database: Connection)
     assert await stale(database) == 0
 
 
+async def test_a_row_that_is_moved_leaves_its_hour(api: Database, database: Connection) -> None:
+    """Only whoever owns the table can move one: it is in one of the two hours, before and after they are added up anew."""
+    await insert(database, row(T0), row(T0 + 5 * HOUR))
+    await add_up(database, LATER)
+    await database.execute("UPDATE results SET due_at = $1 WHERE due_at = $2", T0 + 2 * HOUR, T0)
+    assert await stale(database) == 3  # both hours, and the day
+    for _ in range(2):
+        hours = (await answers(api, [(T0, T0 + 6 * HOUR, "hour", "UTC", Origin())]))[0]
+        assert [bucket["counts"]["succeeded"] for bucket in hours] == [0, 0, 1, 0, 0, 1]
+        await add_up(database, LATER)
+
+
 async def test_an_hour_with_one_result_takes_little_room(api: Database, database: Connection) -> None:
     """Where nothing was measured twice the values alone are kept, and all is said of them; three zeros are not one."""
     alone = row(T0, latency_s=0.5, download_bps=1e300, packet_loss=0.0)
@@ -280,6 +292,28 @@ async def test_a_month_that_is_dropped_stays_in_the_rollups(api: Database, datab
     assert [bucket["counts"] for bucket in kathmandu if bucket["counts"]["succeeded"]] == [
         bucket["counts"] for bucket in hours if bucket["counts"]["succeeded"]
     ]
+
+
+async def test_what_is_written_while_a_month_is_dropped_is_added_up(database: Connection, database_url: str) -> None:
+    """The month waits for the writer, whose row is in the rollups before it goes."""
+    await insert(database, row(T0 + HOUR), row(T0 + 40 * DAY))
+    other: Any = await asyncpg.connect(database_url)
+    try:
+        transaction = other.transaction()
+        await transaction.start()
+        await insert(other, row(T0))
+        dropping = asyncio.create_task(drop_before(database, T0 + 30 * DAY))
+
+        async def waits() -> bool:
+            return bool(await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+        await until(waits)
+        await transaction.commit()
+        assert await dropping == 1
+    finally:
+        await other.close()
+    found = await database.fetch("SELECT since FROM result_rollups WHERE hours = 1 AND site IS NULL AND since < $1 ORDER BY 1", T0 + DAY)
+    assert [each["since"] for each in found] == [T0, T0 + HOUR]
 
 
 async def test_a_database_with_results_gets_its_rollups(api: Database, database: Connection) -> None:
