@@ -34,15 +34,7 @@ def idle(connection: Connection) -> Steps[None]:
         connection.close()
 
 
-class Moving(Connection):
-    """Has carried more each time somebody looks."""
-
-    def arrived_bytes(self) -> int:
-        """Return what the kernel would say."""
-        return time.monotonic_ns()
-
-
-def stream(kind: type[Connection] = Moving) -> Stream:
+def stream(kind: type[Connection] = Connection) -> Stream:
     """Return a stream that the server takes part in."""
     connection = kind(Endpoint("here", socket.AF_INET, ("127.0.0.1", 1), timeout_s=1))
     return Stream(connection, idle(connection), warm=True)
@@ -72,7 +64,7 @@ def test_a_warm_up_leaves_bytes_to_measure_with() -> None:
     assert 290e6 < loaded.rate_bps < 370e6
 
 
-class Losing(Moving):
+class Losing(Connection):
     """Finds a packet missing each time somebody looks."""
 
     holes = 0
@@ -133,8 +125,13 @@ def test_probes_do_not_pass_for_a_load(phase: str, kind: str, silence_s: float, 
     """Where they alone go on, there is no rate: be it that nothing else moved for too long, or for all that was measured."""
     began = time.monotonic()
     probes_only = limits(
-        longest_s=2, shortest_s=0.5, silence_s=silence_s, added_s=lambda _: None, carried=lambda: int(20_000 * (time.monotonic() - began))
+        longest_s=2,
+        shortest_s=0.5,
+        silence_s=silence_s,
+        added_s=lambda _: None,
+        carried=lambda: 0,
+        beside=lambda: int(20_000 * (time.monotonic() - began)),
     )
     with pytest.raises(Failed, match=f"the {phase} stood still: {reason}") as caught:
-        Load(Loop(), phase, partial(stream, Connection), probes_only, Silent()).run(lambda _: False)
+        Load(Loop(), phase, stream, probes_only, Silent()).run(lambda _: False)
     assert caught.value.kind == kind

@@ -25,7 +25,7 @@ _UNREACHABLE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EHOSTDOWN}
 
 @dataclass
 class Tally:
-    """What all connections of a run have come to: those of the load, and the probes beside them, which share the line."""
+    """What all connections to an endpoint have come to."""
 
     closed_arrived: int = 0
     closed_delivered: int = 0

@@ -49,7 +49,9 @@ class Limits:
     added_s: Callable[[float], float | None]
     """Returns by how much latency since a moment lies above that of the idle line, None when too little is known."""
     carried: Callable[[], int]
-    """Counts the bytes that have got to the other side of the line, the load's and those of the probes beside it."""
+    """Counts the bytes of the load that have got to the other side of the line."""
+    beside: Callable[[], int] = int
+    """Counts those of the probes beside it, which share the line, and go on where the load stands still."""
 
 
 @dataclass
@@ -88,8 +90,8 @@ class Load:
         self._loaded = Loaded()
         self._infos: list[TcpInfo | None] = []
         self._moved_at = self._reported_at = 0.0
-        self._reached: list[int] = []
-        """How far each stream was at the last look."""
+        self._carried = 0
+        """What the load alone had carried at the last mark."""
         self._slice_s = limits.slice_s
         self._fewer_bps = 0.0
         """What fewer streams reached, where the warm-up ended without a word on the last ones; else 0."""
@@ -100,7 +102,7 @@ class Load:
         Raises: Failed.
         """
         self._moved_at = self._began = time.monotonic()
-        self._before = self._limits.carried()
+        self._before = self._limits.carried() + self._limits.beside()
         self._add(self._limits.first_streams)
         try:
             self._mark()
@@ -201,6 +203,7 @@ class Load:
         Raises: Failed when the streams have failed, or nothing has moved for too long.
         """
         before_at, before, _ = self._marks[-1]
+        load_before = self._carried
         self._loop.run(before_at + self._slice_s)
         if self._has_ended():
             self._marks = until_the_end(self._marks)
@@ -208,7 +211,7 @@ class Load:
         now, carried, _ = self._mark()
         if carried - before > SLICE_SHARE * self._limits.max_bytes:  # a line so fast that there would be few of them
             self._slice_s = min(self._slice_s, SHORT_SLICE_S)
-        self._look_after(now)
+        self._look_after(now, moved=self._carried > load_before)
         rate_bps = (carried - before) * 8 / (now - before_at)
         if now - self._reported_at >= REPORT_EVERY_S:
             self._reported_at = now
@@ -217,28 +220,24 @@ class Load:
         return rate_bps
 
     def _mark(self) -> Mark:
-        mark = (time.monotonic(), self._limits.carried() - self._before, time.process_time())
+        now, self._carried = time.monotonic(), self._limits.carried()
+        mark = (now, self._carried + self._limits.beside() - self._before, time.process_time())
         self._marks.append(mark)
         return mark
 
-    def _look_after(self, now: float) -> None:
+    def _look_after(self, now: float, *, moved: bool) -> None:
         count = len(self._streams) - self._left_waiting()
         failed = [task.problem for stream, task in self._streams if task.problem and not self._is_left_waiting(stream, task)]
         if len(failed) > (1 - ALIVE_SHARE) * count:
             raise failed[0]
-        reached = [self._bytes_of(stream) for stream, _ in self._streams]
-        if reached != self._reached:
-            self._moved_at, self._reached = now, reached
+        if moved:
+            self._moved_at = now
         elif now - self._moved_at > self._limits.silence_s:
             raise self._stood_still(self._limits.silence_s)
 
-    def _bytes_of(self, stream: Stream) -> int:
-        """Return what a stream alone has carried: the probes beside the load go on where it stands still."""
-        return stream.connection.arrived_bytes() if self._phase == "download" else stream.connection.delivered_bytes()
-
     def _stood_still(self, for_s: float) -> Failed:
         kind = "timeout" if self._phase == "download" else "unconfirmed"
-        return Failed(kind, f"the {self._phase} stood still: not one byte arrived for {for_s:.3g} s")
+        return Failed(kind, f"the {self._phase} stood still: not one byte arrived for {for_s:g} s")
 
     def _is_left_waiting(self, stream: Stream, task: Task) -> bool:
         """Tell whether the server serves others and never this one: it has a worker for so many and no more."""
@@ -271,7 +270,7 @@ class Load:
             reason = f"the {self._phase} had not become steady when its share of max_bytes, {self._limits.max_bytes} bytes, was used up"
             raise Failed("byte_limit", f"{reason}: allow more")
         if self._moved_at <= marks[0][0]:  # what was measured are the probes
-            raise self._stood_still(measured_s)
+            raise self._stood_still(round(measured_s, 1))
         if (moved := self._moved()) < LEAST_BYTES:
             raise Failed("bad_answer", f"the {self._phase} came to {moved} bytes in {self._limits.longest_s:g} s: that is no measurement")
         first, last = marks[0], marks[-1]

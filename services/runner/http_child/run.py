@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -9,7 +10,7 @@ from services.runner.confined import Channel, Failed
 from services.runner.http_child import loss as losses
 from services.runner.http_child.address import Place, find
 from services.runner.http_child.backends import cloudflare, librespeed, server_list
-from services.runner.http_child.connection import Endpoint
+from services.runner.http_child.connection import Endpoint, Tally
 from services.runner.http_child.latency import LEAST_PINGS, LOADED_PINGS, Idle, Probes, Probing, grade, idle
 from services.runner.http_child.load import Limits, Load, Loaded, rates_of, told_of
 from services.runner.http_child.order import Order
@@ -45,6 +46,7 @@ class Run:
         self._begin("connecting")
         place, self._service = self._find()
         self._endpoint: Endpoint = place.endpoint
+        self._beside = replace(place.endpoint, tally=Tally())  # for the probes beside a load, so that they do not pass for it
         self._channel.log(f"{self._service.name} at {place.url} ({place.endpoint.address[0]})")
         self._begin("latency")
         self._idle: Idle = self._loop.finish(idle(self._endpoint, self._service))
@@ -67,7 +69,7 @@ class Run:
 
     def _load(self, phase: str, make: Callable[[], Stream]) -> None:
         self._begin(phase)
-        probing = Probing(self._loop, self._endpoint, self._service)
+        probing = Probing(self._loop, self._beside, self._service)
         try:
             load = Load(self._loop, phase, make, self._limits(phase, probing.found), self._channel)
             loaded = load.run(lambda since: len(probing.found.since(since).latencies_s()) >= LOADED_PINGS)
@@ -83,6 +85,8 @@ class Run:
 
     def _limits(self, phase: str, probes: Probes) -> Limits:
         order = self._order
+        tallies = (self._endpoint.tally, self._beside.tally)
+        carried, beside = (each.arrived_bytes if phase == "download" else each.delivered_bytes for each in tallies)
         share = order.max_bytes // 2 if order.download and order.upload else order.max_bytes
         light = order.light
         return Limits(
@@ -95,7 +99,8 @@ class Run:
             silence_s=order.timeout_s,
             round_trip_s=self._idle.latency_s,
             added_s=lambda since: probes.since(since).added_s(self._idle.latency_s),
-            carried=self._endpoint.tally.arrived_bytes if phase == "download" else self._endpoint.tally.delivered_bytes,
+            carried=carried,
+            beside=beside,
         )
 
     def _loss(self) -> dict[str, losses.Loss]:
@@ -145,8 +150,10 @@ class Run:
         answer |= self._under_load(details)
         answer["limited_by"] = worst(limits, ("host", "loss", "line"))
         answer["confidence"] = worst(sure, ("underestimates", "indicative", "reliable"))
-        tally = self._endpoint.tally
-        return {**answer, "download_bytes": tally.arrived_bytes(), "upload_bytes": tally.delivered_bytes(), "details": details}
+        tallies = (self._endpoint.tally, self._beside.tally)
+        answer["download_bytes"] = sum(each.arrived_bytes() for each in tallies)
+        answer["upload_bytes"] = sum(each.delivered_bytes() for each in tallies)
+        return {**answer, "details": details}
 
     def _details(self, paced: losses.Loss | None, echoes: losses.Loss | None) -> dict[str, Any]:
         details: dict[str, Any] = {
