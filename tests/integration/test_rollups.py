@@ -51,6 +51,15 @@ async def stale(database: Connection) -> int:
     return int(await database.fetchval("SELECT count(*) FROM stale_rollups"))
 
 
+async def until_somebody_waits(database: Connection) -> None:
+    """Wait until a statement of some connection waits for a lock."""
+
+    async def waits() -> bool:
+        return bool(await database.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    await until(waits)
+
+
 QUESTIONS = [
     (since, since + length, size, zone, origin)
     for since, length, size, zone in (
@@ -258,11 +267,7 @@ async def test_a_writer_waits_for_an_hour_that_is_added_up(database: Connection,
         await transaction.start()
         assert await other.fetchval("SELECT results_fold($1, NULL)", LATER) == 2
         writing = asyncio.create_task(insert(database, row(T0 + timedelta(minutes=1))))
-
-        async def waits() -> bool:
-            return bool(await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
-
-        await until(waits)
+        await until_somebody_waits(other)
         await transaction.commit()
         await writing
         assert await stale(database) == 2
@@ -303,11 +308,7 @@ async def test_what_is_written_while_a_month_is_dropped_is_added_up(database: Co
         await transaction.start()
         await insert(other, row(T0))
         dropping = asyncio.create_task(drop_before(database, T0 + 30 * DAY))
-
-        async def waits() -> bool:
-            return bool(await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
-
-        await until(waits)
+        await until_somebody_waits(other)
         await transaction.commit()
         assert await dropping == 1
     finally:
