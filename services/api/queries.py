@@ -113,12 +113,19 @@ async def page(database: Database, wanted: Origin, limit: int, cursor: str | Non
         due_at, run_id = _position(cursor)
         where.add("(due_at, run_id) < ({}, {})", due_at, run_id)
         where.add("due_at <= {}", due_at)  # says nothing new, but lets Postgres leave out later partitions
-    rows = await database.rows(
-        f"SELECT due_at, run_id, {_RESULT} AS body FROM results WHERE {where} ORDER BY due_at DESC, run_id DESC LIMIT {limit + 1}",  # noqa: S608 - conditions from this module, values as parameters
+    newest_first = "ORDER BY due_at DESC, run_id DESC"
+    # in one row: what a page takes of this process are its rows, not their text
+    (found,) = await database.rows(
+        f"""SELECT string_agg(body, ',' ORDER BY number) FILTER (WHERE number <= {limit}) AS items, count(*) > {limit} AS more,
+        (array_agg(due_at ORDER BY number))[{limit}] AS due_at, (array_agg(run_id ORDER BY number))[{limit}] AS run_id
+        FROM (
+          SELECT due_at, run_id, row_number() OVER ({newest_first}) AS number, {_RESULT} AS body
+          FROM results WHERE {where} {newest_first} LIMIT {limit + 1}
+        ) AS page""",  # noqa: S608 - conditions from this module, values as parameters
         *where.arguments,
     )
-    following = f'"{_cursor(rows[limit - 1])}"' if len(rows) > limit else "null"
-    return f'{{"items":[{",".join(row["body"] for row in rows[:limit])}],"next":{following}}}'.encode()
+    following = f'"{_cursor(found)}"' if found["more"] else "null"
+    return f'{{"items":[{found["items"] or ""}],"next":{following}}}'.encode()
 
 
 async def newest(database: Database, wanted: Origin) -> bytes | None:

@@ -17,8 +17,8 @@ METRICS = (
 _STATUSES = ("succeeded", "failed", "skipped", "missed")
 
 
-async def summary(database: Database, wanted: Origin, edges: list[datetime]) -> bytes:
-    """Return a JSON array with one object per bucket; bucket n lies between edges n (inclusive) and n + 1 (exclusive), all in UTC.
+async def summary(database: Database, wanted: Origin, edges: list[datetime]) -> str:
+    """Return the elements of a JSON array, an object per bucket; bucket n lies between edges n (inclusive) and n + 1 (exclusive), in UTC.
 
     Whole days and hours of UTC are read from the rollups, unless results were written since they were added up. A bucket that is
     one of those, or is made of rows alone, has exact percentiles; the others' come from histograms and are within 1 % of them.
@@ -45,7 +45,7 @@ async def summary(database: Database, wanted: Origin, edges: list[datetime]) -> 
     buckets = (
         f'{{"from":"{since}","to":"{until}",{found.get(number, _NOTHING)}}}' for number, (since, until) in enumerate(pairwise(texts), 1)
     )
-    return f"[{','.join(buckets)}]".encode()
+    return ",".join(buckets)
 
 
 def _each(aggregate: str) -> str:

@@ -76,13 +76,13 @@ async def summarise(
     since = wanted.since or until - PERIOD
     if since >= until:
         raise refused("from", "must be before `to`")
-    edges = list(islice(_edges(since, until, wanted.bucket, ZoneInfo(wanted.zone)), BUCKETS + 2))
-    if len(edges) > BUCKETS + 1:
-        raise refused("bucket", f"more than {BUCKETS} buckets: ask for longer ones or a shorter period")
     head = f'"from":"{text_of(since)}","to":"{text_of(until)}","bucket":"{wanted.bucket}","zone":"{wanted.zone}"'
 
     async def made() -> bytes:
-        return b'{%b,"buckets":%b}' % (head.encode(), await summaries.summary(database, wanted, edges))
+        edges = list(islice(_edges(since, until, wanted.bucket, ZoneInfo(wanted.zone)), BUCKETS + 2))
+        if len(edges) > BUCKETS + 1:
+            raise refused("bucket", f"more than {BUCKETS} buckets: ask for longer ones or a shorter period")
+        return f'{{{head},"buckets":[{await summaries.summary(database, wanted, edges)}]}}'.encode()
 
     return answer_once(await memory.answer((wanted, since, until), made), if_none_match)
 

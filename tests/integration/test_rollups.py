@@ -86,7 +86,7 @@ QUESTIONS = [
 async def answers(api: Database, questions: Iterable[Any] = QUESTIONS) -> list[Any]:
     """Return what the summaries say."""
     return [
-        json.loads(await summary(api, origin, list(_edges(since, end, size, ZoneInfo(zone)))))
+        json.loads(f"[{await summary(api, origin, list(_edges(since, end, size, ZoneInfo(zone))))}]")
         for since, end, size, zone, origin in questions
     ]
 
