@@ -73,7 +73,7 @@ bench-footprint: $(VENV)/.dev ## memory and CPU of the idle embedded system, par
 bench-latency: $(VENV)/.dev ## tick published to row readable in the API
 	$(BIN)/python -m bench.latency
 
-bench-pipeline: $(VENV)/.dev .venv-bench/.done ## tick to committed row beside Celery and Dramatiq, a few minutes; TRY=1 for one short round
+bench-pipeline: $(VENV)/.dev .venv-bench/.done ## tick to committed row beside Celery and Dramatiq, 12 minutes; TRY=1 for one short round
 	$(BIN)/python -m bench.pipeline $(if $(TRY),--rows 300 --rounds 1 --seconds 2,--page docs/benchmarks.md)
 
 bench-reads: $(VENV)/.dev .venv-bench/.done ## reads over ten million results, beside Django; takes 6 GB meanwhile; ROWS= for fewer

@@ -128,9 +128,9 @@ async def measure(directory: Path, number: int, rounds: int, seconds: int) -> di
 def main() -> None:
     """Measure, print, and write the page where one is named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=2_500, help="a round and side")
+    parser.add_argument("--rows", type=int, default=5_000, help="a round and side")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=20, help="of ten tasks a second, a side")
+    parser.add_argument("--seconds", type=int, default=60, help="of ten tasks a second, a side")
     parser.add_argument("--page", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="refresher-bench-", ignore_cleanup_errors=True) as name:
