@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from datetime import time as clock_time
+from functools import lru_cache
 from itertools import pairwise
 
 from services.api.database import Database
@@ -41,11 +42,15 @@ async def summary(database: Database, wanted: Origin, edges: list[datetime]) -> 
         summed=origin if where.conditions else "site IS NULL",
     )
     found = {row["number"]: row["summary"] for row in await database.rows(sql, *where.arguments)}
-    texts = list(map(text_of, edges))
+    texts = list(map(_text_of, edges))
     buckets = (
         f'{{"from":"{since}","to":"{until}",{found.get(number, _NOTHING)}}}' for number, (since, until) in enumerate(pairwise(texts), 1)
     )
     return ",".join(buckets)
+
+
+_text_of = lru_cache(maxsize=4_096)(text_of)
+"""Whoever looks at a month looks at most of its hours again; to write them took a tenth of the time of such a summary."""
 
 
 def _each(aggregate: str) -> str:
