@@ -39,7 +39,11 @@ class Memory:
             if len(self._asked) == ASKED:
                 self._asked.clear()
             self._asked.add(question)
-            return marked(await make())
+            try:
+                return marked(await make())
+            except Exception:
+                self._asked.discard(question)  # what is refused is refused again before anything is looked at
+                raise
         shown = await self._look()
         if shown != self._shown:
             self._shown = shown

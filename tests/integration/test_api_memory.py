@@ -9,6 +9,7 @@ import pytest
 from services.api import memory
 from services.api.database import Database
 from services.api.memory import Memory
+from services.api.problems import ProblemError, refused
 from shared.database import Connection
 from shared.errors import Unavailable
 from shared.settings import DatabaseSettings
@@ -67,6 +68,19 @@ async def test_what_is_asked_for_the_first_time_is_not_kept(
     monkeypatch.setattr(memory, "ASKED", 2)
     monkeypatch.setattr(memory, "_SHOWN", "SELECT 1 / 0")
     assert [(await kept.answer(each, make)).body for each in ("another", "a third", "how many")] == [b"2"] * 3
+
+
+async def test_a_question_that_is_refused_is_refused_again_without_a_look(opened: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the database is away: what is wrong with the question must not turn into an outage."""
+    monkeypatch.setattr(memory, "_SHOWN", "SELECT 1 / 0")
+    kept = Memory(opened)
+
+    async def refuse() -> bytes:
+        raise refused("bucket", "more than 2000 buckets")
+
+    for _ in range(3):
+        with pytest.raises(ProblemError):
+            await kept.answer("too many", refuse)
 
 
 async def test_an_answer_is_read_once_until_something_is_committed(opened: Database, database: Connection) -> None:
