@@ -103,6 +103,9 @@ class Where:
         return " AND ".join(self.conditions) or "true"
 
 
+_NEWEST_FIRST = "ORDER BY due_at DESC, run_id DESC"
+
+
 async def page(database: Database, wanted: Origin, limit: int, cursor: str | None) -> bytes:
     """Return a page as JSON, the newest first. Rows that arrive meanwhile move nothing: the cursor is a position, not a count.
 
@@ -113,14 +116,13 @@ async def page(database: Database, wanted: Origin, limit: int, cursor: str | Non
         due_at, run_id = _position(cursor)
         where.add("(due_at, run_id) < ({}, {})", due_at, run_id)
         where.add("due_at <= {}", due_at)  # says nothing new, but lets Postgres leave out later partitions
-    newest_first = "ORDER BY due_at DESC, run_id DESC"
     # in one row: what a page takes of this process are its rows, not their text
     (found,) = await database.rows(
         f"""SELECT string_agg(body, ',' ORDER BY number) FILTER (WHERE number <= {limit}) AS items, count(*) > {limit} AS more,
         (array_agg(due_at ORDER BY number))[{limit}] AS due_at, (array_agg(run_id ORDER BY number))[{limit}] AS run_id
         FROM (
-          SELECT due_at, run_id, row_number() OVER ({newest_first}) AS number, {_RESULT} AS body
-          FROM results WHERE {where} {newest_first} LIMIT {limit + 1}
+          SELECT due_at, run_id, row_number() OVER ({_NEWEST_FIRST}) AS number, {_RESULT} AS body
+          FROM results WHERE {where} {_NEWEST_FIRST} LIMIT {limit + 1}
         ) AS page""",  # noqa: S608 - conditions from this module, values as parameters
         *where.arguments,
     )
@@ -132,7 +134,7 @@ async def newest(database: Database, wanted: Origin) -> bytes | None:
     """Return the newest result that matches, in full, as JSON."""
     where = Where(wanted)
     row = await database.row(
-        f"SELECT {_FULL_RESULT} FROM results WHERE {where} ORDER BY due_at DESC, run_id DESC LIMIT 1",  # noqa: S608 - as above
+        f"SELECT {_FULL_RESULT} FROM results WHERE {where} {_NEWEST_FIRST} LIMIT 1",  # noqa: S608 - as above
         *where.arguments,
     )
     return row[0].encode() if row else None
@@ -147,7 +149,7 @@ async def one(database: Database, run_id: UUID) -> bytes | None:
 async def newest_flat(database: Database, *columns: str) -> asyncpg.Record | None:
     """Return columns of the newest result that succeeded or failed."""
     return await database.row(
-        f"SELECT {', '.join(columns)} FROM results WHERE status IN ('succeeded', 'failed') ORDER BY due_at DESC, run_id DESC LIMIT 1"  # noqa: S608 - as above
+        f"SELECT {', '.join(columns)} FROM results WHERE status IN ('succeeded', 'failed') {_NEWEST_FIRST} LIMIT 1"  # noqa: S608 - as above
     )
 
 
