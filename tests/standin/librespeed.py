@@ -52,7 +52,7 @@ class BackendExchange(Exchange):
         """Read the request's head."""
         self.backend, self.keeps_open = standin, standin.keeps_open
         super().__init__(standin, connection)
-        if standin.faults.get(self.route):
+        if standin.meets_fault(self.route, self._number):
             self.keeps_open = False
 
     def head(self, status: int, *, length: int | None = None, headers: dict[str, str] | None = None) -> None:
