@@ -7,6 +7,7 @@ import resource
 import signal
 import ssl
 
+from services.testserver import lost
 from services.testserver.answers import Answers
 from services.testserver.connection import Connection
 from services.testserver.door import Door
@@ -36,6 +37,7 @@ async def serve(settings: TestserverSettings) -> None:
     scheme = "https" if context else "http"
     site = Site(settings, metrics, Answers(metrics=metrics, tokens=tokens, token=token, scheme=scheme, udp_port=udp_port))
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lost.handle)
     stopped = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sign, _stop, stopped)

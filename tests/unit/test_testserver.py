@@ -1,11 +1,13 @@
 """The test server's own reckoning: sizes, addresses, tokens."""
 
+import asyncio
+import logging
 import socket
 import zlib
 
 import pytest
 
-from services.testserver import tokens
+from services.testserver import lost, tokens
 from services.testserver.addresses import kind, owner, plain
 from services.testserver.garbage import BLOCK_BYTES, FILE, MIB, PIECE_BYTES, Garbage, length
 from services.testserver.tokens import Tokens
@@ -107,3 +109,44 @@ def test_tokens_are_bounded_and_forgotten() -> None:
     assert living.spend(others[0] or b"", "192.0.2.0/", 0.5 + tokens.SECONDS) == "echoed"
     assert living.issue("198.51.100.1", 2 + tokens.SECONDS) is not None
     assert living.spend(others[0] or b"", "192.0.2.0/", 2 + tokens.SECONDS) == "unknown"
+
+
+class Closing(asyncio.Protocol):
+    """Closes while it is told to go on writing: the connection is lost twice. `fails`: what the end of it raises."""
+
+    def __init__(self, fails: Exception | None) -> None:
+        self.fails = fails
+        self.times = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Write more than there is room for."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.write(bytes(16 * 2**20))
+
+    def resume_writing(self) -> None:
+        """Close."""
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Count, and fail."""
+        self.times += 1
+        if self.fails:
+            raise self.fails
+
+
+@pytest.mark.parametrize("fails", [None, AttributeError("of the server"), OSError("of the server")])
+async def test_a_connection_that_asyncio_loses_twice_is_no_error(caplog: pytest.LogCaptureFixture, fails: Exception | None) -> None:
+    """What goes wrong in the server itself is one, also where it looks alike."""
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lost.handle)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    _, protocol = await loop.connect_accepted_socket(lambda: Closing(fails), ours)
+    with theirs, caplog.at_level(logging.ERROR, "asyncio"):
+        async with asyncio.timeout(10):
+            while await loop.sock_recv(theirs, 2**20):
+                pass
+    assert protocol.times == 1
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [*filter(None, [fails])]
