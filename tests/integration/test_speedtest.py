@@ -287,6 +287,18 @@ async def test_a_few_errors_are_noted_and_many_are_not_believed(run: Callable[..
         await run(server, upload=False)
 
 
+@pytest.mark.parametrize(("route", "fault"), [("download", "hang"), ("upload", "never-read")])
+async def test_a_request_that_hangs_costs_the_rate_nothing(run: Callable[..., Any], route: str, fault: str) -> None:
+    """The library divides by the time that it waits for it as well; what is left is not as sure as the rest."""
+    with StandIn(faults={route: fault}, fault_share=0.06, download_bps=120e6, upload_bps=120e6) as server:
+        result = await run(server, download=route == "download", upload=route == "upload")
+        passed = server.down if route == "download" else server.up
+        assert getattr(result, f"{route}_bps") == pytest.approx(passed.mean_bps(), rel=0.2)
+    assert 1.5 < result.details[f"{route}_hung_s"] < 5
+    assert result.confidence == "indicative"
+    assert "hung do not count" in result.log
+
+
 async def test_a_slow_line_is_not_taken_for_a_dead_server(run: Callable[..., Any]) -> None:
     """Where no upload is complete in time, small ones show that the server reads, and how fast."""
     with StandIn(upload_bps=3e6) as server:

@@ -64,6 +64,13 @@ def truncate(exchange: "Exchange") -> None:
     exchange.serve()
 
 
+def hang(exchange: "Exchange") -> None:
+    """Send a part of the body and keep still."""
+    exchange.cut = 0.1
+    exchange.serve()
+    exchange.wait(60)
+
+
 def never_read(exchange: "Exchange") -> None:
     """Take the connection and read nothing more."""
     exchange.wait(60)
@@ -108,6 +115,6 @@ def bad_chunks(exchange: "Exchange") -> None:
     exchange.write(b"4\r\nfour\r\nmany\r\nmore\r\n")
 
 
-_SIMPLE = (drip, endless, gzip_bomb, slow, redirect, busy, html200, truncate, never_read, close, garbage, unread_500)
+_SIMPLE = (drip, endless, gzip_bomb, slow, redirect, busy, html200, truncate, hang, never_read, close, garbage, unread_500)
 _OF_HTTP = (endless_head, early, too_long, bad_chunks)
 FAULTS: dict[str, Callable[["Exchange"], None]] = {each.__name__.replace("_", "-"): each for each in (*_SIMPLE, *_OF_HTTP)}

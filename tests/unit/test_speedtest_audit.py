@@ -42,6 +42,41 @@ def test_the_most_common_problem_comes_first() -> None:
     assert problems_of(transfers(3, LATE, BAD, BAD)) == [BAD, LATE]
 
 
+def look(audit: Audit, *carried: int) -> None:
+    """Let a second pass before each count of what the phase has carried; it began at 100."""
+    audit.looks = [(101.0 + number, each) for number, each in enumerate(carried)]
+    audit.transfers = [Transfer("u", carried_bytes=carried[-1])]
+
+
+@pytest.mark.parametrize(
+    ("carried", "ended_at", "counted_s"),
+    [
+        ((10, 20, 30, 40), 104, 4),
+        ((10, 20, 30, 40, 40, 40, 40), 107, 4),
+        ((1_000, 2_000, 3_000, 4_000, 4_001, 4_002), 106, 4),
+        ((10, 20, 30, 39, 40), 104.9, 4.9),
+        ((), 104, 4),
+    ],
+)
+def test_waiting_for_a_download_that_hangs_does_not_count(carried: tuple[int, ...], ended_at: float, counted_s: float) -> None:
+    """Be it silent to the end or dripping: the time until nearly all had come is the time of the rate. A second is no hanging."""
+    audit = Audit("download")
+    if carried:
+        look(audit, *carried)
+    assert audit.counted_s(100, ended_at) == pytest.approx(counted_s, rel=0.02)
+
+
+def test_waiting_for_uploads_that_are_never_confirmed_does_not_count() -> None:
+    """Only where some had to be given up: else the last bytes were on their way."""
+    audit = Audit("upload", completed_at=104)
+    look(audit, 10, 20, 30, 40)
+    assert audit.counted_s(100, 114) == 14
+    audit.transfers.append(Transfer("u", problem=LATE))
+    assert audit.counted_s(100, 114) == 4
+    audit.completed_at = 0
+    assert audit.counted_s(100, 114) == 14
+
+
 @pytest.mark.parametrize(
     ("status", "location", "kind", "text"),
     [

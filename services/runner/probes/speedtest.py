@@ -32,6 +32,8 @@ class Answer(BaseModel):
     download_bytes: Bytes | None = None
     upload_bps: Positive | None = None
     upload_bytes: Bytes | None = None
+    hung: bool = False
+    """Whether requests hung at the end of a phase: its rate is that of the time before."""
     server: dict[str, str]
     client: dict[str, str]
     details: dict[str, Any]
@@ -99,13 +101,13 @@ def _measurement(answer: Answer, engine_version: str, log: str) -> Measurement:
             longitude=_number(client.get("lon"), -180, 180),
         ),
         engine_version=engine_version,
-        confidence=confidence(answer.download_bps, answer.upload_bps, answer.latency_s),
+        confidence=confidence(answer.download_bps, answer.upload_bps, answer.latency_s, hung=answer.hung),
         details=answer.details,
         log=log,
     )
 
 
-def confidence(download_bps: float | None, upload_bps: float | None, latency_s: float) -> Confidence:
+def confidence(download_bps: float | None, upload_bps: float | None, latency_s: float, *, hung: bool = False) -> Confidence:
     """Say how far the library is to be believed: measured against known lines, it reads low on fast and on distant ones.
 
     Within 1 % at 20 Mbit/s, 6 % low at 500 Mbit/s or at 100 Mbit/s and 40 ms, 14 to 28 % low at 1 Gbit/s.
@@ -113,7 +115,7 @@ def confidence(download_bps: float | None, upload_bps: float | None, latency_s: 
     fastest = max(download_bps or 0, upload_bps or 0)
     if fastest > 500e6:
         return "underestimates"
-    return "indicative" if fastest > 100e6 or latency_s > 0.015 else "reliable"
+    return "indicative" if hung or fastest > 100e6 or latency_s > 0.015 else "reliable"
 
 
 def _text(value: str | None) -> str | None:

@@ -45,6 +45,7 @@ def _watch(audit: Audit, max_bytes: int, channel: Channel) -> None:
     while True:
         time.sleep(LOOK_EVERY_S)
         looks += 1
+        audit.look()
         total = audit.total_bytes()
         if total > max_bytes:
             channel.fail("byte_limit", f"stopped in the {audit.phase}: more than max_bytes = {max_bytes} bytes had been transferred")

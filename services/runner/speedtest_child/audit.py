@@ -1,17 +1,22 @@
 """The account of the library's requests: what each carried, and why one did not do what it was made for."""
 
 import errno
+import math
 import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from urllib.error import URLError
 
 from services.runner.confined import STATUS_KINDS, is_no_way
 
 TOLERATED_SHARE = 0.1
 """So much of a direction's requests may go wrong before its rate is not believed."""
+NEARLY_ALL = 0.99
+HANGS_S = 1.0
+"""Longer the last requests of a phase do not need by themselves."""
 UNREACHABLE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTDOWN}
 
 
@@ -48,15 +53,51 @@ class Audit:
     """How long the phase is to last; 0 when nobody knows."""
     began_at: float = 0
     """On the monotonic clock."""
+    completed_at: float = 0
+    """When the last request of the phase was complete."""
+    looks: list[tuple[float, int]] = field(default_factory=list)
+    """How much the phase had carried at which moment."""
 
     def begin(self, phase: str, length_s: float = 0) -> None:
         """Start a phase."""
         self.earlier_bytes, self.began_at, self.length_s = self.total_bytes(), time.monotonic(), length_s
-        self.phase, self.transfers, self.unacknowledged_bytes = phase, [], 0
+        self.phase, self.transfers, self.unacknowledged_bytes, self.completed_at = phase, [], 0, 0
+        self.looks = []  # only now: who has a look at the same time adds the new phase's bytes, or to the old list
 
     def total_bytes(self) -> int:
         """Return the bytes of all phases, both directions together."""
         return self.earlier_bytes + sum(transfer.carried_bytes for transfer in list(self.transfers))
+
+    def look(self) -> None:
+        """Note how much the phase has carried by now."""
+        looks = self.looks
+        looks.append((time.monotonic(), sum(transfer.carried_bytes for transfer in list(self.transfers))))
+
+    def counted_s(self, started_at: float, ended_at: float) -> float:
+        """Return how many seconds of the phase its rate is to be worked out with: not those in which it waited for what hung.
+
+        Of a download it is the time in which nearly all came, in proportion, where the rest took longer than its share. Of an
+        upload nobody knows when what was handed over has arrived, but what is confirmed: it is the time until the last of that,
+        where others had to be given up.
+        """
+        took_s = ended_at - started_at
+        counted_s = self._confirmed_s(started_at) if self.phase == "upload" else self._nearly_all_s(started_at, ended_at)
+        return counted_s if counted_s is not None and took_s - counted_s > HANGS_S else took_s
+
+    def _nearly_all_s(self, started_at: float, ended_at: float) -> float | None:
+        nearly_all = NEARLY_ALL * sum(transfer.carried_bytes for transfer in self.transfers)
+        for (before_at, before), (at, carried) in pairwise([(started_at, 0), *self.looks, (ended_at, math.ceil(nearly_all))]):
+            if carried >= nearly_all > before:
+                return (before_at + (at - before_at) * (nearly_all - before) / (carried - before) - started_at) / NEARLY_ALL
+        return None
+
+    def _confirmed_s(self, started_at: float) -> float | None:
+        given_up = any(problem.kind == "timeout" for problem in problems_of(self.transfers))
+        return self.completed_at - started_at if given_up and self.completed_at else None
+
+    def complete(self, transfer: Transfer) -> None:
+        """Note that a request came to its end."""
+        transfer.complete, self.completed_at = True, time.monotonic()
 
     def added(self, url: str, expected_bytes: int = 0) -> Transfer:
         """Note a request that is about to be made."""

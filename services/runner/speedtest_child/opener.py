@@ -52,7 +52,7 @@ class Opener:
             transfer = self._audit.added(url, IMAGE_BYTES.get(int(image[1]), 0))
             response = self._exchange(request, transfer)
             self._must_stay(response, transfer)
-            return Image(response, transfer, self._timeout_s)
+            return Image(response, transfer, self._audit, self._timeout_s)
         return self._document(request, self._audit.added(url))
 
     def _document(self, request: Any, transfer: Transfer) -> Document:
@@ -80,7 +80,7 @@ class Opener:
         request.data.read = counted
         response = self._exchange(request, transfer)
         self._must_stay(response, transfer)
-        return Receipt(response, transfer, self._timeout_s)
+        return Receipt(response, transfer, self._audit, self._timeout_s)
 
     def _exchange(self, request: Any, transfer: Transfer) -> Any:
         try:
@@ -125,9 +125,10 @@ def _not_ours(document: Document, transfer: Transfer) -> Problem | None:
 class Image:
     """The body of a download: counted, and at its end compared with what it should have been."""
 
-    def __init__(self, response: Any, transfer: Transfer, timeout_s: float) -> None:
+    def __init__(self, response: Any, transfer: Transfer, audit: Audit, timeout_s: float) -> None:
         self._response = response
         self._transfer = transfer
+        self._audit = audit
         self._timeout_s = timeout_s
         self.close = response.close
 
@@ -144,7 +145,7 @@ class Image:
             raise URLError(transfer.problem.text) from error
         transfer.carried_bytes += len(chunk)
         if not chunk:
-            transfer.complete = True
+            self._audit.complete(transfer)
             transfer.problem = self._shortfall()
         return chunk
 
@@ -162,9 +163,10 @@ class Image:
 class Receipt:
     """The reply to an upload; `size=N` is the server's word that the bytes have arrived."""
 
-    def __init__(self, response: Any, transfer: Transfer, timeout_s: float) -> None:
+    def __init__(self, response: Any, transfer: Transfer, audit: Audit, timeout_s: float) -> None:
         self._response = response
         self._transfer = transfer
+        self._audit = audit
         self._timeout_s = timeout_s
         self.close = response.close
 
@@ -179,7 +181,7 @@ class Receipt:
             self._transfer.problem = unanswered(error, self._timeout_s)
             raise URLError(self._transfer.problem.text) from error
         if re.match(rb"size=[1-9]", reply):
-            self._transfer.complete = True
+            self._audit.complete(self._transfer)
         else:
             self._transfer.problem = Problem("bad_answer", f"the reply begins with {reply!r} instead of size=")
         return reply

@@ -2,6 +2,7 @@
 
 import math
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,6 +42,7 @@ class Run:
     def __init__(self, library: Any, order: Order, audit: Audit, channel: Channel) -> None:
         """Put the audit between the library and its sockets."""
         self._library, self._order, self._audit, self._channel = library, order, audit, channel
+        self._hung_s: dict[str, float] = {}
         build = library.build_opener
         library.build_opener = lambda *arguments: Opener(build(*arguments), audit, order.timeout_s)
         for name in ("SpeedtestHTTPConnection", "SpeedtestHTTPSConnection"):
@@ -68,6 +70,8 @@ class Run:
             answer["upload_bps"], answer["upload_bytes"] = self._upload(test)
             details["upload_requests"] = len(self._audit.transfers)
             details["upload_unacknowledged_bytes"] = self._audit.unacknowledged_bytes
+        details |= {f"{phase}_hung_s": round(seconds, 1) for phase, seconds in self._hung_s.items()}
+        answer["hung"] = bool(self._hung_s)
         return {**answer, "server": _texts(test.results.server), "client": _texts(test.results.client), "details": details}
 
     def _begin(self, phase: str, length_s: float = 0) -> None:
@@ -136,8 +140,9 @@ class Run:
 
     def _download(self, test: Any) -> tuple[float, int]:
         test.download()
+        ended_at = time.monotonic()
         self._must_be_sound(test)
-        return self._rate(test, test.results.download, test.results.bytes_received, 0)
+        return self._rate(test, test.results.download, test.results.bytes_received, 0, ended_at)
 
     def _upload(self, test: Any) -> tuple[float, int]:
         """Return the rate, and the bytes of both attempts if there had to be two."""
@@ -152,10 +157,11 @@ class Run:
             test.config["threads"]["upload"] = SMALL["threads"]
             self._begin("upload", test.config["length"]["upload"])
             test.upload()
+        ended_at = time.monotonic()
         if self._is_undecided():
             raise self._unconfirmed(test)
         self._must_be_sound(test)
-        rate, arrived = self._rate(test, test.results.upload, test.results.bytes_sent, self._audit.unacknowledged_bytes)
+        rate, arrived = self._rate(test, test.results.upload, test.results.bytes_sent, self._audit.unacknowledged_bytes, ended_at)
         return rate, first_bytes + arrived
 
     def _is_undecided(self) -> bool:
@@ -179,13 +185,18 @@ class Run:
         why = next((problem.text for problem in problems_of(transfers)), "no other was complete when the time was up")
         return Failed("unconfirmed", f"{host} confirmed {confirmed} of {len(transfers)} uploads of {carried} bytes together: {why}")
 
-    def _rate(self, test: Any, rate_bps: float, carried: int, lost: int) -> tuple[float, int]:
-        """Return the library's rate and bytes, less what it handed to the kernel and never arrived."""
+    def _rate(self, test: Any, rate_bps: float, carried: int, lost: int, ended_at: float) -> tuple[float, int]:
+        """Return the library's rate and bytes, less what it handed to the kernel and never arrived, and less the time of what hung."""
         arrived = carried - lost
         if not (arrived > 0 and math.isfinite(rate_bps) and rate_bps > 0):
             raise Failed("bad_answer", f"the {self._audit.phase} from {test.results.server['url'][:200]} carried not one byte")
         self._channel.log(f"{self._audit.phase}: {arrived} bytes in {len(self._audit.transfers)} requests")
-        return rate_bps * arrived / carried, arrived
+        took_s = carried * 8 / rate_bps
+        counted_s = self._audit.counted_s(ended_at - took_s, ended_at)
+        if counted_s < took_s:
+            self._hung_s[self._audit.phase] = took_s - counted_s
+            self._channel.log(f"{self._audit.phase}: {took_s - counted_s:.1f} s in which it waited for requests that hung do not count")
+        return rate_bps * arrived / carried * took_s / counted_s, arrived
 
 
 def _must_be_ours(address: str) -> None:
