@@ -227,5 +227,7 @@ async def _ask(found: Check, reader: asyncio.StreamReader, writer: asyncio.Strea
     found.http_s, found.status = time.perf_counter() - started, int(rest[:3])
     if 300 <= found.status < 400:
         found.problem, found.reason = "redirected", f"HTTP {found.status}: sent elsewhere, as the login page of a hot spot does"
+    elif found.status == 200 and url.path.endswith("/generate_204"):
+        found.problem, found.reason = "redirected", "HTTP 200 in place of 204: another page, as the login page of a hot spot is"
     elif not 200 <= found.status < 300:
         found.problem, found.reason = "bad_answer", f"HTTP {found.status}"

@@ -216,6 +216,14 @@ async def test_a_page_that_is_not_what_it_should_be_is_no_success(resolver: Reso
     assert (error.kind, said in error.message) == (kind, True), error.message
 
 
+async def test_another_page_than_the_empty_one_is_a_hot_spots(resolver: Resolver) -> None:
+    """Addresses made for the purpose answer 204: a login page that comes in their place says 200, and so may any other address."""
+    async with serving(b"HTTP/1.1 200 OK\r\n\r\n<html>") as port:
+        error = await failure(resolver, f"http://here.example:{port}/generate_204")
+        assert (error.kind, "HTTP 200 in place of 204" in error.message) == ("redirected", True)
+        assert (await run(resolver, f"http://here.example:{port}/other")).details["reachable"] == 1
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a certificate of here.example that signed itself, with its key."""

@@ -182,6 +182,22 @@ async def test_what_makes_no_sense_is_no_measurement(
     assert (error.kind, said in error.message) == (kind, True), error.message
 
 
+OF_OLD = """
+echo '{"start": {"version": "iperf 3.9"}, "end": {"sum": {"bytes": 1000000, "bits_per_second": 8000000, "jitter_ms": 2,
+    "lost_packets": 50, "packets": 1000, "lost_percent": 5}}}'
+"""
+
+
+@pytest.mark.usefixtures("program")
+async def test_an_old_iperf3_tells_of_udp_what_was_sent(tmp_path: Path) -> None:
+    """Before 3.11 it has no sum of what was received: it is what was sent, less what was lost."""
+    a_script(tmp_path, OF_OLD)
+    result = await run(1, udp_bps=8e6, upload=False)
+    assert (result.packet_loss, result.jitter_s, result.download_bytes) == (0.05, 0.002, 950_000)
+    assert result.details["download"]["received_bps"] == 7.6e6
+    assert result.engine_version == "iperf 3.9"
+
+
 def test_a_host_is_no_option_of_the_program() -> None:
     """What begins with a hyphen would be read as one; and a test in no direction is none."""
     assert load("iperf3").wrong({"host": "--logfile=/etc/passwd"})

@@ -146,6 +146,9 @@ async def test_its_errors_are_told_apart(program: Program, message: str, kind: s
     program(errors=json.dumps({"type": "log", "timestamp": "2026-10-03T07:24:33Z", "message": message, "level": "error"}), code=2)
     error = await failure()
     assert (error.kind, error.message) == (kind, f"Ookla: {message}")
+    program(json.dumps({"error": message}), code=2)
+    error = await failure()
+    assert (error.kind, error.message) == (kind, f"Ookla: {message}")
 
 
 @pytest.mark.parametrize(

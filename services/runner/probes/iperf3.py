@@ -80,10 +80,22 @@ class _Load(BaseModel):
 
 
 class _End(BaseModel):
+    sum: _Sum | None = None
+    """Of UDP: what was sent, and what of it was lost."""
     sum_sent: _Sum | None = None
     sum_received: _Sum | None = None
     cpu_utilization_percent: _Load | None = None
     sender_tcp_congestion: str | None = None
+
+    @model_validator(mode="after")
+    def _tells_what_came(self) -> Self:
+        """Work out what iperf3 before 3.11 does not tell of UDP (github.com/esnet/iperf, #1174)."""
+        sent = self.sum
+        if self.sum_received is None and sent and sent.packets and sent.lost_packets is not None:
+            came = 1 - min(1, sent.lost_packets / sent.packets)
+            told = {"bytes": round(sent.bytes * came), "bits_per_second": sent.bits_per_second * came}
+            self.sum_received = sent.model_copy(update=told)
+        return self
 
 
 class _Start(BaseModel):

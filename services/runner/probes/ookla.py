@@ -157,6 +157,8 @@ def result_of(ended: program.Ended) -> Document:
             continue
         if isinstance(document, dict) and document.get("type") == "log":
             errors += [str(document.get("message"))[:500]] if document.get("level") == "error" else []
+        elif isinstance(document, dict) and isinstance(document.get("error"), str):
+            errors.append(document["error"][:500])
         elif isinstance(document, dict) and "download" in document:
             try:
                 return Document.model_validate(document)
