@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+import socket
 import subprocess
 import sys
 import threading
@@ -224,6 +225,29 @@ async def test_the_probes_beside_an_upload_do_not_pass_for_it(patience_s: float)
     assert caught.value.kind == "unconfirmed"
 
 
+class Deep(LibreSpeed):
+    """Has a queue of seconds in front of its download: the probes that come to it do not come back, all three."""
+
+    first: int | None = None
+
+    def meets_fault(self, route: str, number: int) -> str | None:
+        """Return the fault that this request on a route is to meet with."""
+        if route != "latency" or not self.count("download"):
+            return None
+        self.first = self.first or number
+        return "slow" if number < self.first + 3 else None
+
+
+async def test_latency_that_is_longer_than_the_load_is_known_at_the_least() -> None:
+    """The worse direction is not the one that goes missing: what never came back counts as long as it was waited for."""
+    with Deep(**LINE) as server:
+        result = await run(server, timeout_s=10, loss=False)
+    assert result.download_latency_s > 2
+    assert result.upload_latency_s < 0.4
+    assert result.bufferbloat_grade == "F"
+    assert result.responsiveness_rpm is None
+
+
 async def test_an_endless_body_is_a_download_and_costs_no_memory() -> None:
     """A body that never ends is what a download is made of: its rate is measured, and the child stays small."""
     most = 0
@@ -255,6 +279,10 @@ async def test_a_budget_of_bytes_is_kept() -> None:
     ("options", "kind", "text"),
     [
         ({"server": "ftp://127.0.0.1/"}, "misconfigured", "begins with http:// or https://"),
+        ({"server": "http://[::1/"}, "misconfigured", "Invalid IPv6 URL"),
+        ({"server": "http://127.0.0.1:99999"}, "misconfigured", "Port out of range"),
+        ({"server": "http://here..example"}, "misconfigured", "label empty or too long"),
+        ({"server": "http://a b.example/"}, "unreachable", "a b.example cannot be resolved"),
         ({"server": "http://127.0.0.1:1"}, "unreachable", "Connection refused"),
         ({"server": "http://127.0.0.1:1", "ip_version": 6}, "unreachable", "cannot be resolved"),
         ({"server": "http://224.0.0.1:1"}, "line_down", "Network is unreachable"),  # TCP to a group: no machine has a way there
@@ -321,15 +349,46 @@ async def test_the_nearest_of_a_list_is_taken() -> None:
         dead = {"id": 1, "name": "Dead", "server": "//127.0.0.1:1/backend/", "dlURL": "garbage.php", "ulURL": "empty.php"}
         live = dead | {"id": 2, "name": "Alive", "server": f"//{server.host}/backend/", "sponsorName": "Us"}
         urls = {"pingURL": "empty.php", "getIpURL": "getIP.php"}
-        server.listed = [dead | urls, {"id": 3}, None, live | urls]
-        options = {"server_list": f"{server.url}/servers.json", **BARE}
+        odd = [live | urls | {"server": each} for each in ("//[::1/", "//x..y/", "//127.0.0.1:99999/", "//127.0.0.1:1/a b/", 7)]
+        odd += [live | urls | {"pingURL": "empty .php\r\n"}, {"id": 3}, None, []]
+        server.listed = [dead | urls, *odd, live | urls]
+        options = {"server_list": f"{server.url}/servers.json?all=1", **BARE}
         result = await load("http").run(options, nothing)
+        assert ("servers", "/servers.json?all=1") in server.requests
         assert (result.server.id, result.server.name, result.server.sponsor) == ("2", "Alive", "Us")
         assert result.client.address == "192.0.2.7"
         server.listed = [dead | urls]
         with pytest.raises(ProbeError, match=r"of the 1 servers .* none answered") as caught:
             await load("http").run(options, nothing)
         assert caught.value.kind == "no_server"
+
+
+async def test_a_server_is_asked_under_the_path_that_was_written() -> None:
+    """With a space and letters of any language in it: as they go into a request."""
+    with LibreSpeed() as server:
+        await load("http").run({"server": f"{server.url}/Prüfung 1%2F2/", **BARE}, nothing)
+    assert "/Pr%C3%BCfung%201%2F2/backend/empty.php" in {target for _, target in server.requests}
+
+
+class Hinting(LibreSpeed):
+    """Sends interim answers before those that count; `hints`: how many."""
+
+    hints = 2
+
+    def converse(self, connection: socket.socket) -> None:
+        """Send them before each answer."""
+        connection.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n" * self.hints)
+        super().converse(connection)
+
+
+async def test_interim_answers_are_passed_over() -> None:
+    """They are no answers; nothing but such is none either."""
+    with Hinting(keeps_open=False) as server:
+        assert (await run(server, **BARE)).latency_s > 0
+        server.hints = 50
+        with pytest.raises(ProbeError, match=r"nothing but interim answers \(HTTP 103\)") as caught:
+            await run(server, **BARE)
+    assert caught.value.kind == "bad_answer"
 
 
 async def test_our_own_server_echoes_datagrams(tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from services.runner.confined import Failed, is_no_way
 from services.runner.http_child.connection import Connection, Endpoint
 from services.runner.http_child.order import Way
 from services.runner.http_child.tasks import Loop, Steps
 
+SAFE = "/%:@!$&'()*+,;=~"
+"""What may stand in a path as it is (RFC 3986, 3.3), and what is written in that way already."""
 _FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -59,16 +62,18 @@ def look_up(url: str, way: Way) -> Place:
 
 
 def _places(url: str, way: Way) -> list[Place]:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise Failed("misconfigured", f"{url[:200]} is no address of a server: it begins with http:// or https:// and has a host")
     try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:
-        raise Failed("misconfigured", f"{url[:200]} has no port that can be used") from None
+        parts = urlsplit(url)
+        named, port = parts.hostname, parts.port
+        name = named.encode("idna").decode() if named and ":" not in named else named
+    except ValueError as error:
+        raise Failed("misconfigured", f"{url[:200]} is no address of a server: {error}") from None
+    if parts.scheme not in {"http", "https"} or not name:
+        raise Failed("misconfigured", f"{url[:200]} is no address of a server: it begins with http:// or https:// and has a host")
     tls = _trust(way.ca_file) if parts.scheme == "https" else None
-    base = Endpoint(parts.hostname, socket.AF_UNSPEC, (), way.timeout_s, tls, way.source_address, way.interface)
-    path, host = parts.path.rstrip("/"), parts.netloc.rpartition("@")[2]
+    base = Endpoint(name, socket.AF_UNSPEC, (), way.timeout_s, tls, way.source_address, way.interface)
+    path, host = quote(parts.path.rstrip("/"), SAFE), f"[{name}]" if ":" in name else name
+    host, port = (f"{host}:{port}" if port else host), port or (443 if tls else 80)
     return [
         Place(f"{parts.scheme}://{host}{path}", host, path, replace(base, family=family, address=address))
         for family, address in _resolved(base.host, port, way)
@@ -94,6 +99,7 @@ def _try(endpoint: Endpoint) -> Steps[None]:
         connection.close()
 
 
+@lru_cache(1)
 def _trust(ca_file: str | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)

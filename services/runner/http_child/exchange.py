@@ -16,6 +16,8 @@ from services.runner.http_child.tasks import READ, Steps
 
 AGENT = "refresher/0.1.0"
 LONGEST_HEAD_BYTES = 16 * 1024
+MOST_INTERIM = 8
+"""Heads before the one that counts: 100 Continue, 103 Early Hints (RFC 9110, 15.2)."""
 BUFFER = bytearray(PIECE)
 """Of all connections: nothing stays in it while one of them waits."""
 WAKE_BYTES = 128 * 1024
@@ -50,7 +52,10 @@ def _head(request: Request) -> bytes:
     size = request.body_bytes
     length = () if size is None else (("Content-Length", str(size)), ("Content-Type", "application/octet-stream"))
     headers = [("Host", request.host), ("User-Agent", AGENT), ("Accept-Encoding", "identity"), *request.headers, *length]
-    told: bytes = h11.Connection(h11.CLIENT).send(h11.Request(method=request.method, target=request.target, headers=headers))
+    try:
+        told: bytes = h11.Connection(h11.CLIENT).send(h11.Request(method=request.method, target=request.target, headers=headers))
+    except (h11.LocalProtocolError, UnicodeError) as error:  # of an address that a list of servers gives
+        raise Failed("bad_answer", f"{str(request)!r} cannot be asked for: {error}") from None
     return told
 
 
@@ -108,6 +113,15 @@ class Exchange:
         """
         patience_s = patience_s or self.connection.endpoint.timeout_s
         end = time.monotonic() + patience_s
+        for _ in range(MOST_INTERIM):
+            text, begun = yield from self._text(request, begun, end, patience_s)
+            answer = _parsed(text, begun, request, time.monotonic())
+            if answer.status >= 200:
+                return answer
+        raise Failed("bad_answer", f"{request} was answered with nothing but interim answers (HTTP {answer.status})")
+
+    def _text(self, request: Request, begun: bytes, end: float, patience_s: float) -> Steps[tuple[bytes, bytes]]:
+        """Read one head whole, and what came behind it."""
         head = bytearray(begun)
         view = _VIEW[:LONGEST_HEAD_BYTES]
         while b"\r\n\r\n" not in head:
@@ -120,7 +134,8 @@ class Exchange:
                 raise Failed("bad_answer", f"{request} closed without an answer{' that is HTTP' if head else ''}")
             elif not (yield from self.connection.wait(READ, end)):
                 raise Failed("timeout", f"{request} did not answer within {patience_s:g} s")
-        return _parsed(bytes(head), request, time.monotonic())
+        text, _, rest = bytes(head).partition(b"\r\n\r\n")
+        return text, rest
 
     def body(self, answer: Answer, request: Request, limit: int = 65_536) -> Steps[bytes]:
         """Read a body whole that is meant to be short.
@@ -166,8 +181,7 @@ class Exchange:
         connection.wake_at(1)
 
 
-def _parsed(head: bytes, request: Request, at: float) -> Answer:
-    text, _, rest = head.partition(b"\r\n\r\n")
+def _parsed(text: bytes, rest: bytes, request: Request, at: float) -> Answer:
     reader = h11.Connection(h11.CLIENT)
     reader.send(h11.Request(method=request.method, target=request.target, headers=[("Host", request.host)]))
     try:
@@ -175,7 +189,7 @@ def _parsed(head: bytes, request: Request, at: float) -> Answer:
         event = reader.next_event()
     except h11.RemoteProtocolError as error:
         raise Failed("bad_answer", f"{request} answered with what is not HTTP: {error}") from None
-    if not isinstance(event, h11.Response):
+    if not isinstance(event, h11.Response | h11.InformationalResponse):
         raise Failed("bad_answer", f"{request} sent no answer but {type(event).__name__}")
     headers: dict[str, str] = {}
     for name, value in event.headers:  # one that comes twice is a list (RFC 9110, 5.3): of close and keep-alive, close counts

@@ -1,8 +1,11 @@
 """A list of LibreSpeed servers, as its clients read it: `[{id, name, server, dlURL, ulURL, pingURL, getIpURL, sponsorName}]`."""
 
+import contextlib
 import time
 from dataclasses import replace
+from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 from services.runner.confined import Failed
 from services.runner.http_child.address import Place, find, look_up
@@ -11,7 +14,7 @@ from services.runner.http_child.exchange import Request
 from services.runner.http_child.latency import idle
 from services.runner.http_child.order import Order
 from services.runner.http_child.service import Service
-from services.runner.http_child.tasks import Loop, Task
+from services.runner.http_child.tasks import Loop
 
 MOST_SERVERS = 40
 RACE_S = 2.0
@@ -22,17 +25,13 @@ def nearest(loop: Loop, url: str, order: Order) -> tuple[Place, Service]:
 
     Raises: Failed, `no_server` when none answers.
     """
-    source = find(loop, url, order)
-    listed = parsed(loop.finish(fetch(source, Request("GET", source.path or "/", source.host))))
+    source, query = find(loop, url, order), urlsplit(url).query
+    listed = parsed(loop.finish(fetch(source, Request("GET", (source.path or "/") + (f"?{query}" if query else ""), source.host))))
     if not isinstance(listed, list):
         raise Failed("bad_answer", f"{url[:200]} is no list of LibreSpeed servers")
-    running: list[tuple[Place, Service, Task]] = []
-    for entry in listed[:MOST_SERVERS]:
-        try:
-            place, service = _of(entry, source, order)
-        except (Failed, KeyError, TypeError, AttributeError):
-            continue
-        running.append((place, service, loop.start(idle(place.endpoint, service, 3))))
+    running = [
+        (place, service, loop.start(idle(place.endpoint, service, 3))) for place, service in _usable(listed[:MOST_SERVERS], source, order)
+    ]
     end = time.monotonic() + RACE_S
     while time.monotonic() < end and not all(task.done for _, _, task in running):
         loop.run(min(end, time.monotonic() + 0.02))
@@ -44,6 +43,23 @@ def nearest(loop: Loop, url: str, order: Order) -> tuple[Place, Service]:
     place, service, _ = running[min(answered)[1]]
     client = loop.finish(librespeed.client(place, Request("GET", service.client["asked_at"], place.host, service.headers)))
     return place, replace(service, client=client)
+
+
+def _usable(entries: list[Any], source: Place, order: Order) -> list[tuple[Place, Service]]:
+    """Read entries side by side: a name that nobody resolves takes its resolver's patience, but none of the others'."""
+    read: dict[int, tuple[Place, Service]] = {}
+
+    def of(number: int, entry: Any) -> None:
+        with contextlib.suppress(Failed, KeyError, TypeError, AttributeError):
+            read[number] = _of(entry, source, order)
+
+    threads = [Thread(target=of, args=each, daemon=True) for each in enumerate(entries)]
+    end = time.monotonic() + RACE_S
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0, end - time.monotonic()))
+    return [each for _, each in sorted(read.copy().items())]
 
 
 def _of(entry: dict[str, Any], source: Place, order: Order) -> tuple[Place, Service]:
