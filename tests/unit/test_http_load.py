@@ -1,6 +1,8 @@
 """A load of the engine `http` on a line that a clock stands in for."""
 
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import fields, replace
 from functools import partial
@@ -117,6 +119,52 @@ def test_streams_that_never_start_do_not_say_what_they_bring(last_bps: float, ad
     loaded = Load(Loop(), "download", make, waits, Silent()).run(lambda _: True)
     assert (loaded.rising, loaded.streams, loaded.left_waiting) == (rising, 4, 4)
     assert loaded.rate_bps == pytest.approx(last_bps, rel=0.03)
+
+
+@pytest.mark.parametrize(("added_s", "streams", "rising"), [(0.05, 2, False), (None, 2, False), (0.001, 16, True)])
+def test_a_slow_line_is_full_only_behind_a_queue(added_s: float | None, streams: int, *, rising: bool) -> None:
+    """A server that gives each connection little is asked by more of them, up to the most, and then says so."""
+    began = time.monotonic()
+    made: list[float] = []
+
+    def make() -> Stream:
+        made.append(time.monotonic() - began)
+        return stream()
+
+    def carried() -> int:
+        """Count 0.8 Mbit/s of each stream."""
+        return sum(int(100_000 * (time.monotonic() - began - since)) for since in made)
+
+    slow = limits(longest_s=6, shortest_s=0.2, slice_s=0.01, added_s=lambda _: added_s, carried=carried)
+    loaded = Load(Loop(), "upload", make, slow, Silent()).run(lambda _: True)
+    assert (loaded.streams, loaded.rising) == (streams, rising)
+    assert loaded.rate_bps == pytest.approx(0.8e6 * streams, rel=0.02)
+
+
+STARVED = """
+import os, subprocess, sys, time
+from services.runner.http_child.processor import wanted_s
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+try:
+    began, used, wanted = time.monotonic(), time.process_time(), wanted_s()
+    while time.monotonic() < began + 0.5:
+        pass
+    took = time.monotonic() - began
+    print((time.process_time() - used) / took, (wanted_s() - wanted) / took)
+finally:
+    other.kill()
+    other.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how long a process waited for a processor")
+def test_a_processor_that_others_have_was_wanted_all_the_same() -> None:
+    """Of one that it shares with another process it gets a part, and wanted all of it."""
+    told = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, check=True).stdout.split()
+    used, wanted = map(float, told)
+    assert used < 0.8
+    assert 0.9 < wanted < 1.1
 
 
 @pytest.mark.parametrize(("silence_s", "reason"), [(0.5, "not one byte arrived for 0.5 s"), (5, "not one byte arrived for ")])

@@ -10,10 +10,10 @@ from services.runner.confined import Failed
 from services.runner.http_child.backends import cloudflare
 from services.runner.http_child.exchange import Answer
 from services.runner.http_child.framing import Chunks, Plain
-from services.runner.http_child.latency import Idle, Probes, grade, trimmed
+from services.runner.http_child.latency import Idle, Probes, grade, on_the_way_s, trimmed
 from services.runner.http_child.load import Loaded, rates_of, told_of
 from services.runner.http_child.loss import Loss, pace_bps
-from services.runner.http_child.slices import Growth, disagreement, rate_bps, spread, until_the_end
+from services.runner.http_child.slices import Growth, disagreement, fair_bps, rate_bps, spread, until_the_end
 from services.runner.http_child.verdict import bound_bps, confidence, limited_by
 
 
@@ -39,6 +39,17 @@ def test_halves_that_differ_and_rates_that_vary_are_seen() -> None:
         counts.append(counts[-1] + (600_000 if number < 30 else 660_000))
     assert disagreement(marks(*counts)) == pytest.approx(0.1, rel=0.01)
     assert spread(marks(*counts)) == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize("paused", [range(24, 33), range(5), range(50, 60)])
+def test_a_pause_costs_what_it_took(paused: range) -> None:
+    """Wherever it was, the rate is what was carried; a late count in the same place is no pause."""
+    counts, late = [0], [0]
+    for number in range(60):
+        counts.append(counts[-1] + (0 if number in paused else 625_000))
+        late.append((number + 1) * 625_000 - (50_000 if number in paused else 0))
+    assert fair_bps(marks(*counts)) == (pytest.approx(100e6 * (60 - len(paused)) / 60), True)
+    assert fair_bps(marks(*late)) == (pytest.approx(100e6, rel=0.002), False)
 
 
 def test_slow_start_ends_when_the_rate_no_longer_grows() -> None:
@@ -69,6 +80,26 @@ def test_responsiveness_follows_the_draft() -> None:
     assert Probes(kept[:4], [(0.0, 0.1, 0.2, 0.3)] * 5).responsiveness_rpm() is None
     assert trimmed([1] * 19 + [100]) == 1
     assert Probes([(1.0, 0.1), (2.0, 0.2)], []).since(1.5).latencies_s() == [0.2]
+
+
+def test_what_never_came_back_counts_as_long_as_it_was_waited_for() -> None:
+    """A queue of seconds is not told from the few that were quick; what had just been sent says nothing."""
+    kept, fresh = [(7.0, 0.02), (7.1, 1.2), (8.0, 1.3)], [(7.0, 0.1, 0.0, 1.1)]
+    assert Probes(kept, fresh, [1.5, 1.6]).latency_s() == pytest.approx(1.25)
+    assert Probes(kept, fresh, [0.1, 0.2]).latency_s() == pytest.approx(1.15)
+    assert Probes(kept, fresh, [2.0, 2.0]).since(7.5).latency_s() == 2.0
+    assert Probes([], [], [3.0]).latency_s() == 3.0
+    assert Probes([(7.0, 0.02)] * 4, [], []).latency_s() is None
+    assert Probes([(7.0, 0.02)] * 5, [], []).latency_s() == 0.02
+
+
+@pytest.mark.parametrize(
+    ("answering_s", "least_s", "left_s"),
+    [(0, 0.01, 0.03), (0.005, 0.01, 0.025), (0.025, 0.01, 0.01), (0.025, 0, 0.005), (0.03, 0.01, 0.03), (1, 0, 0.03), (0.001, 0.04, 0.03)],
+)
+def test_a_server_cannot_talk_a_line_away(answering_s: float, least_s: float, left_s: float) -> None:
+    """What it says it took is taken off, down to the kernel's shortest round trip; more than there was is no word to go by."""
+    assert on_the_way_s(0.03, answering_s, least_s) == pytest.approx(left_s)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +133,7 @@ def test_how_far_a_rate_is_to_be_believed() -> None:
     assert confidence(loaded(), "line", acknowledged=False) == "indicative"
     assert confidence(loaded(disagreement=0.05), "line", acknowledged=True) == "indicative"
     assert confidence(loaded(spread=0.4), "line", acknowledged=True) == "indicative"
+    assert confidence(loaded(paused=True), "line", acknowledged=True) == "indicative"
     assert confidence(loaded(stopped_by="bytes"), "line", acknowledged=True) == "indicative"
     assert confidence(loaded(), "loss", acknowledged=True) == "underestimates"
 

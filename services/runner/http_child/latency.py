@@ -17,6 +17,8 @@ IDLE_PINGS = 24
 LEAST_PINGS = 5
 IDLE_S = 2.0
 LOADED_PINGS = 20
+ENOUGH_S = 2.0
+"""So much time spent on the way tells as much of a latency as LEAST_PINGS."""
 SPACING_S = 0.05
 GRADES = (("A+", 0.005), ("A", 0.03), ("B", 0.06), ("C", 0.2), ("D", 0.4))
 """Below so many seconds of latency that load adds (docs/accuracy.md); else F."""
@@ -68,14 +70,26 @@ def idle(endpoint: Endpoint, service: Service, most: int = IDLE_PINGS) -> Steps[
 def _ping(exchange: Exchange, service: Service) -> Steps[float]:
     began = time.monotonic()
     answer = yield from exchange.ask(service.ping)
-    round_trip_s = answer.at - began - service.answering_s(answer)
+    info = exchange.connection.info()
+    round_trip_s = on_the_way_s(answer.at - began, service.answering_s(answer), info.min_rtt / 1e6 if info else 0)
     body = yield from exchange.body(answer, service.ping)
     if body:
         raise Failed("bad_answer", f"{service.ping} answered with a page, beginning with {body[:20]!r}, instead of nothing")
     if not answer.keeps_open:
         exchange.connection.reopen()
         yield from exchange.connection.open()
-    return max(round_trip_s, 1e-6)
+    return round_trip_s
+
+
+def on_the_way_s(round_trip_s: float, answering_s: float, least_s: float) -> float:
+    """Return a round trip less what the server says it took to answer, as far as that can be true.
+
+    Nothing is on the way for less than the kernel's shortest round trip, `least_s` (0 where that is not known), and a server that
+    claims all of the time or more has counted something else.
+    """
+    if answering_s >= round_trip_s:
+        return round_trip_s
+    return max(round_trip_s - answering_s, min(round_trip_s, least_s))
 
 
 @dataclass
@@ -86,19 +100,33 @@ class Probes:
     """On connections that were open before the load: HTTP."""
     fresh: list[tuple[float, float, float, float]] = field(default_factory=list)
     """On connections of their own: moment, connect, TLS handshake, HTTP."""
+    unanswered_s: list[float] = field(default_factory=list)
+    """How long those had been on the way, on open connections, that were so still when the load ended."""
 
     def since(self, moment: float) -> "Probes":
-        """Return those that began since a moment."""
-        return Probes([each for each in self.kept if each[0] >= moment], [each for each in self.fresh if each[0] >= moment])
+        """Return those that began since a moment, and all that came to no end."""
+        kept = [each for each in self.kept if each[0] >= moment]
+        return Probes(kept, [each for each in self.fresh if each[0] >= moment], self.unanswered_s)
 
     def latencies_s(self) -> list[float]:
-        """Return the HTTP round trips."""
-        return [each[1] for each in self.kept] + [each[3] for each in self.fresh]
+        """Return the HTTP round trips.
+
+        One that never came back was at least so long on its way, and counts with that where it is more than the others' median:
+        a queue of seconds lets few come back before the load ends, and without the others the shortest of them.
+        """
+        trips = [each[1] for each in self.kept] + [each[3] for each in self.fresh]
+        usual_s = median(trips) if trips else 0
+        return trips + [each for each in self.unanswered_s if each > usual_s]
+
+    def latency_s(self) -> float | None:
+        """Return the median of the HTTP round trips; None when too little is known."""
+        latencies = self.latencies_s()
+        return median(latencies) if len(latencies) >= LEAST_PINGS or sum(latencies) >= ENOUGH_S else None
 
     def added_s(self, idle_s: float) -> float | None:
         """Return how far their median lies above an idle line's; None when they are few."""
-        latencies = self.latencies_s()
-        return median(latencies) - idle_s if len(latencies) >= LEAST_PINGS else None
+        latency_s = self.latency_s()
+        return None if latency_s is None else latency_s - idle_s
 
     def responsiveness_rpm(self) -> float | None:
         """Return round trips per minute under load (draft-ietf-ippm-responsiveness, section 5.1.3); None when too few are known.
@@ -148,7 +176,11 @@ def _kept(endpoint: Endpoint, service: Service, found: Probes) -> Steps[None]:
         exchange = Exchange(connection)
         while True:
             began = time.monotonic()
-            found.kept.append((began, (yield from _ping(exchange, service))))
+            try:
+                found.kept.append((began, (yield from _ping(exchange, service))))
+            except GeneratorExit:
+                found.unanswered_s.append(time.monotonic() - began)
+                raise
             yield Wait(began + SPACING_S)
     finally:
         connection.close()

@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from services.runner.confined import Channel, Failed
-from services.runner.http_child.slices import AGREE, GROWING, STILL_RISING, Growth, Mark, disagreement, rate_bps, spread, until_the_end
+from services.runner.http_child.processor import wanted_s
+from services.runner.http_child.slices import AGREE, GROWING, STILL_RISING, Growth, Mark, disagreement, fair_bps, spread, until_the_end
 from services.runner.http_child.streams import LEAST_BODY_BYTES, Stream
 from services.runner.http_child.tasks import Loop, Task
 from services.runner.http_child.tcp_info import TcpInfo
@@ -24,7 +25,7 @@ LOOK_BACK_S = 1.0
 WARM_UP_SHARE = 0.6
 """Of the time and of the bytes, where more streams go on bringing more: the warm-up may not use up what is to be measured with."""
 SLOW_BPS = 3e6
-"""A line so slow is filled by the first streams, whatever it loses; what more of them bring cannot be told from chance."""
+"""A queue in front of a line so slow is filled by the first streams, whatever it loses; what more bring cannot be told from chance."""
 LEAST_BYTES = 16_384
 """What carries less in a whole phase is slower than any line: a server that drips."""
 ALIVE_SHARE = 0.75
@@ -59,6 +60,8 @@ class Loaded:
     """What a load came to. `began` and `ended` bound what was measured, on the monotonic clock."""
 
     rate_bps: float = 0
+    paused: bool = False
+    """Whether the line stood still in between, so long that it is a question of what the rate is."""
     spread: float = 0
     disagreement: float = 0
     carried_bytes: int = 0
@@ -74,7 +77,7 @@ class Loaded:
     rising: bool = False
     """More streams still brought more: loss, or a limit per connection, held each of them back."""
     cpu_share: float = 0
-    """The processor time of this process in what was measured."""
+    """How much of the time this process used a processor, or waited for one (Linux)."""
     stalled_share: float | None = None
     """How much of the time the streams were held back by the windows of the hosts (TCP_INFO)."""
     retransmitted_share: float | None = None
@@ -131,8 +134,9 @@ class Load:
                 continue
             count = len(self._streams)
             more_wanted = now_reached > reached * GROWING or self._is_held_back(self._marks[-growth.window][0], lost)
-            self._loaded.rising = more_wanted and reached > SLOW_BPS
-            if not more_wanted or count >= limits.most_streams or now_reached < SLOW_BPS:
+            is_filled = now_reached < SLOW_BPS and self._may_be_full()
+            self._loaded.rising = more_wanted and reached > 0 and not is_filled
+            if not more_wanted or is_filled or count >= limits.most_streams:
                 break
             self._add(min(count, limits.most_streams - count))
             growth, reached, lost = Growth(growth.window), now_reached, self._holes()
@@ -144,6 +148,11 @@ class Load:
         """Tell whether packets are lost though no queue stands in front of the line: loss keeps these streams from filling it."""
         added_s = self._limits.added_s(since)
         return added_s is not None and added_s < NO_QUEUE_S and self._holes() > lost
+
+    def _may_be_full(self) -> bool:
+        """Tell whether a queue stands in front of the line, or too little is known of it."""
+        added_s = self._limits.added_s(self._marks[-1][0] - LOOK_BACK_S)
+        return added_s is None or added_s >= NO_QUEUE_S
 
     def _holes(self) -> int:
         infos = [stream.connection.info() for stream, _ in self._streams]
@@ -221,7 +230,7 @@ class Load:
 
     def _mark(self) -> Mark:
         now, self._carried = time.monotonic(), self._limits.carried()
-        mark = (now, self._carried + self._limits.beside() - self._before, time.process_time())
+        mark = (now, self._carried + self._limits.beside() - self._before, wanted_s())
         self._marks.append(mark)
         return mark
 
@@ -274,7 +283,8 @@ class Load:
         if (moved := self._moved()) < LEAST_BYTES:
             raise Failed("bad_answer", f"the {self._phase} came to {moved} bytes in {self._limits.longest_s:g} s: that is no measurement")
         first, last = marks[0], marks[-1]
-        loaded.rate_bps, loaded.spread, loaded.disagreement = rate_bps(marks), spread(marks), disagreement(marks)
+        loaded.rate_bps, loaded.paused = fair_bps(marks)
+        loaded.spread, loaded.disagreement = spread(marks), disagreement(marks)
         loaded.left_waiting = self._left_waiting()
         loaded.carried_bytes, loaded.streams, loaded.slices = carried, len(self._streams) - loaded.left_waiting, len(marks) - 1
         loaded.began, loaded.ended, loaded.warm_up_s = first[0], last[0], first[0] - self._began
@@ -318,6 +328,7 @@ def told_of(loaded: Loaded) -> dict[str, Any]:
         "warm_up_s": loaded.warm_up_s,
         "measured_s": loaded.ended - loaded.began,
         "halves_differ": loaded.disagreement,
+        "paused": loaded.paused or None,
         "cpu_share": loaded.cpu_share,
         "host_limited_share": loaded.stalled_share,
         "retransmitted_share": loaded.retransmitted_share,

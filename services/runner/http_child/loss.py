@@ -4,6 +4,7 @@ A full line loses packets because it is full; what a paced flow loses is lost on
 """
 
 import contextlib
+import errno
 import math
 import socket
 import time
@@ -34,6 +35,8 @@ ON_THE_LINE_BYTES = DATAGRAM_BYTES + 46
 """With the headers of UDP, IPv4 and Ethernet."""
 DATAGRAMS_PER_S = 1_500
 LATE_S = 1.0
+AT_ONCE = 32
+"""A few kB, which every queue has room for."""
 
 
 @dataclass(frozen=True)
@@ -114,18 +117,28 @@ def of_echoes(endpoint: Endpoint, udp: Udp, pace: float, seconds: float) -> Step
         if most < LEAST_DATAGRAMS:
             return None
         began = time.monotonic()
-        while sent < most:
-            due = min(most, int((time.monotonic() - began) * per_s) + 1)
-            while sent < due:
-                with contextlib.suppress(OSError):  # what this machine cannot send is lost too
-                    line.send(udp.token + sent.to_bytes(4, "big") + bytes(DATAGRAM_BYTES - 20))
+        end = began + seconds - LATE_S
+        while sent < most and (now := time.monotonic()) < end:
+            if (now - began) * per_s > sent + AT_ONCE:  # held up: what was due meanwhile would overflow a queue if it went out at once
+                began = now - sent / per_s
+            due = min(most, int((now - began) * per_s) + 1)
+            while sent < due and _sent(line, udp.token + sent.to_bytes(4, "big") + bytes(DATAGRAM_BYTES - 20)):
                 sent += 1
             yield Wait(time.monotonic() + 0.002)
             _collect(line, back, most)
         end = time.monotonic() + LATE_S
         while len(back) < sent and (yield Wait(end, line, READ)):
             _collect(line, back, most)
-        return Loss(sent, sent - len(back)) if back else None
+        return Loss(sent, sent - len(back)) if back and sent >= LEAST_DATAGRAMS else None
+
+
+def _sent(line: socket.socket, datagram: bytes) -> bool:
+    """Send, and return False where this machine has no room now: it was not the line that lost it."""
+    try:
+        line.send(datagram)
+    except OSError as error:
+        return error.errno not in {errno.EAGAIN, errno.ENOBUFS}
+    return True
 
 
 def _collect(line: socket.socket, back: set[int], most: int) -> None:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import median
 from typing import Any
 
 from services.runner.confined import Channel, Failed
@@ -11,7 +10,7 @@ from services.runner.http_child import loss as losses
 from services.runner.http_child.address import Place, find
 from services.runner.http_child.backends import cloudflare, librespeed, server_list
 from services.runner.http_child.connection import Endpoint, Tally
-from services.runner.http_child.latency import LEAST_PINGS, LOADED_PINGS, Idle, Probes, Probing, grade, idle
+from services.runner.http_child.latency import LOADED_PINGS, Idle, Probes, Probing, grade, idle
 from services.runner.http_child.load import Limits, Load, Loaded, rates_of, told_of
 from services.runner.http_child.order import Order
 from services.runner.http_child.service import Service
@@ -172,22 +171,25 @@ class Run:
         return details
 
     def _under_load(self, details: dict[str, Any]) -> dict[str, Any]:
-        """Return latencies, responsiveness and grade under load: of two directions, those of the worse one."""
+        """Return latencies, responsiveness and grade under load: of two directions those of the worse one, so none where one has none."""
         told: dict[str, Any] = {}
+        latencies_s: list[float] = []
         rates: list[float] = []
         for phase, probes in self._probes.items():
             latencies = probes.latencies_s()
             details[phase]["latency_probes"] = len(latencies)
-            if len(latencies) >= LEAST_PINGS:
-                told[f"{phase}_latency_s"] = median(latencies)
+            if latency_s := probes.latency_s():
+                latencies_s.append(latency_s)
+                told[f"{phase}_latency_s"] = latency_s
                 details[phase]["latency_p95_s"] = sorted(latencies)[int(len(latencies) * 0.95)]
             if rate := probes.responsiveness_rpm():
                 rates.append(rate)
                 details[phase]["responsiveness_rpm"] = rate
-        if rates:
+        count = len(self._probes)
+        if count and len(rates) == count:
             told["responsiveness_rpm"] = min(rates)
-        if loaded := [value for name, value in told.items() if name.endswith("_latency_s")]:
-            told["bufferbloat_grade"] = grade(max(loaded) - self._idle.latency_s)
+        if count and len(latencies_s) == count:
+            told["bufferbloat_grade"] = grade(max(latencies_s) - self._idle.latency_s)
         return told
 
 
