@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from shared.errors import Unavailable
-from shared.settings import Settings
+from shared.settings import Settings, without_password
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def broker(settings: Settings, name: str) -> NatsBroker:
             log.warning("nats error", extra={"error": text})
 
     built = _Broker(
-        f"NATS at {', '.join(server.rsplit('@', 1)[-1] for server in nats_servers(settings.nats_url))}",
+        f"NATS at {', '.join(map(without_password, nats_servers(settings.nats_url)))}",
         **_nats_options(settings, name),
         error_cb=failed,
         reconnected_cb=reconnected,
@@ -170,4 +170,4 @@ NATS_AWAY = (nats.errors.Error, TimeoutError, OSError)
 
 def unreachable(what: str, url: str, error: BaseException) -> Unavailable:
     """Return the error that names a server which does not answer, without its password."""
-    return Unavailable(f"{what} at {url.rsplit('@', 1)[-1]} does not answer: {str(error) or type(error).__name__}")
+    return Unavailable(f"{what} at {without_password(url)} does not answer: {str(error) or type(error).__name__}")

@@ -74,5 +74,7 @@ POSTGRES_AWAY = (
     asyncpg.InterfaceError,
     asyncpg.OperatorInterventionError,  # shutting down, crash recovery, starting up
     asyncpg.InsufficientResourcesError,  # too many connections, disk full
+    asyncpg.InvalidAuthorizationSpecificationError,  # a password that is wrong, or being changed
+    asyncpg.InvalidCatalogNameError,  # a database that is not there, or being restored
 )
 """What asyncpg raises while the server is away or not ready: wait and try again."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 
 class RefresherError(Exception):
@@ -51,4 +52,9 @@ class ProbeError(RefresherError):
 
 def reasons(error: "ValidationError") -> str:
     """Return what is wrong with a value, on one line: the first five reasons, each with the place that it is about."""
-    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'value'}: {each['msg']}" for each in error.errors()[:5])
+    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'value'}: {reason(each)}" for each in error.errors()[:5])
+
+
+def reason(each: "ErrorDetails") -> str:
+    """Return one of pydantic's reasons, without what it puts before ours."""
+    return each["msg"].removeprefix("Value error, ")

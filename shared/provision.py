@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shared import subjects
 from shared.connect import NATS_AWAY
+from shared.errors import ConfigurationError
 from shared.events import LineName, Name
 from shared.leaf import SCHEDULES, at_a_leaf, at_the_hub, consumers_of, from_the_first, plainly
 
@@ -301,6 +302,9 @@ async def _stream(js: JetStreamContext, config: StreamConfig) -> None:
         except APIError as error:
             if error.err_code == _THERE_WITH_OTHER_SETTINGS:  # of another version, which made it since the look
                 continue
+            if error.err_code == _STANDS_ALONE:
+                told = f"REFRESHER_NATS_REPLICAS is {config.num_replicas}, and this NATS server stands alone"
+                raise ConfigurationError(f"{told}: leave it away, or form a cluster.") from None
             if error.err_code not in _NO_ROOM:
                 raise
             size = f"{(config.max_bytes or 0) // MIB} MiB"
@@ -320,6 +324,7 @@ async def _found(js: JetStreamContext, name: str) -> StreamConfig | None:
 
 
 _THERE_WITH_OTHER_SETTINGS = 10058
+_STANDS_ALONE = 10074
 _NO_ROOM = (10023, 10047)
 """What the server answers when its storage, or that of every server of a cluster, is spoken for."""
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -26,11 +27,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import logs
 from shared.connect import client_of
+from shared.errors import ConfigurationError
 from shared.head import Bounded
-from shared.settings import Settings, refuse
+from shared.listening import PortTaken, bound
+from shared.settings import MISCONFIGURED, Settings, refuse
 from shared.waiting import happens
 
 log = logging.getLogger(__name__)
@@ -38,6 +42,8 @@ log = logging.getLogger(__name__)
 S = TypeVar("S", bound=Settings)
 
 STOP_WITHIN_S = 10.0
+CANCEL_AGAIN_S = 3.0
+"""No task has more to do than that once it is cancelled."""
 DATE_EVERY_S = 1.0
 """How often the date in the answers is set anew."""
 STUCK_AFTER_S = 60.0
@@ -73,6 +79,8 @@ class Service:
         self._micro: MicroService | None = None
         self._turned_at = time.monotonic()
         self.failed = asyncio.Event()
+        self.refused: ConfigurationError | None = None
+        """The wrong setting for which it could not start."""
         self.stopping = asyncio.Event()
         """Set as soon as the service is told to stop; `running` ends only after the last connection."""
 
@@ -108,11 +116,13 @@ class Service:
                 self._client, name=f"refresher-{self.name}", version=self.version, description=f"The {self.name} of Refresher"
             )
             yield
+        except ConfigurationError as error:
+            self.refused = error
+            raise
         finally:
             for task in self._tasks:
                 task.remove_done_callback(self._ended)
-                task.cancel()
-            await asyncio.wait(self._tasks, timeout=STOP_WITHIN_S)
+            await _cancelled(self._tasks)
             self._client = self._micro = None
             await self.broker.stop()
 
@@ -175,6 +185,16 @@ class Service:
                 os._exit(70)
 
 
+async def _cancelled(tasks: set["asyncio.Task[None]"]) -> None:
+    """Cancel tasks and wait for them, and once more where that was lost: `wait_for` of Python 3.11 can swallow it."""
+    for within_s in (CANCEL_AGAIN_S, STOP_WITHIN_S - CANCEL_AGAIN_S):
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=within_s)
+        if not tasks:
+            return
+
+
 class _Server(uvicorn.Server):
     """Says that it stops before it waits for its connections, since a live feed keeps one open for ever; and lets the idle rest.
 
@@ -190,6 +210,12 @@ class _Server(uvicorn.Server):
         # a signal by itself does not wake the loop from its waiting
         asyncio.get_running_loop().call_soon_threadsafe(self._service.stopping.set)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # it has said why; within a task it would end the loop and leave a traceback
+            self.should_exit = True
+
     async def main_loop(self) -> None:
         while not await self.on_tick(0):  # which keeps the date in the answers right
             await happens(self._service.stopping, DATE_EVERY_S)
@@ -204,12 +230,14 @@ def start(name: str, kind: type[S], build: Callable[[S], tuple[Service, Any]]) -
         settings = kind()
         logs.configure(name, settings.log_format, settings.log_level)
         service, app = build(settings)
+        sockets = bound(getattr(settings, f"{name}_host"), getattr(settings, f"{name}_port"))
     except ValidationError as error:
         refuse(name, error)
+    except ConfigurationError as error:
+        sys.stderr.write(f"refresher {name}: {error}\n")
+        sys.exit(1 if isinstance(error, PortTaken) else MISCONFIGURED)
     config = uvicorn.Config(
-        app,
-        host=getattr(settings, f"{name}_host"),
-        port=getattr(settings, f"{name}_port"),
+        _plainly(service, app),
         log_config=None,
         access_log=False,
         lifespan="on",
@@ -219,13 +247,29 @@ def start(name: str, kind: type[S], build: Callable[[S], tuple[Service, Any]]) -
         server_header=False,
     )
     server = _Server(config, service)
-    asyncio.run(_serve(server, service))
-    if service.failed.is_set() or not (server.started or service.stopping.is_set()):
+    asyncio.run(_serve(server, service, sockets))
+    if service.refused:
+        sys.exit(MISCONFIGURED)
+    if service.failed.is_set() or not server.started:
         sys.exit(1)
 
 
-async def _serve(server: _Server, service: Service) -> None:
-    serving = asyncio.ensure_future(server.serve())
+def _plainly(service: Service, app: ASGIApp) -> ASGIApp:
+    """Return the application, which says in one sentence for which wrong setting it could not start, instead of by a traceback."""
+
+    async def plainly(scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and service.refused:
+                message = {**message, "message": str(service.refused)}
+            await send(message)
+
+        await app(scope, receive, tell if scope["type"] == "lifespan" else send)
+
+    return plainly
+
+
+async def _serve(server: _Server, service: Service, sockets: list[socket.socket]) -> None:
+    serving = asyncio.ensure_future(server.serve(sockets))
     ends = {asyncio.ensure_future(event.wait()) for event in (service.failed, service.stopping)}
     await asyncio.wait({serving, *ends}, return_when=asyncio.FIRST_COMPLETED)
     if not (server.started or serving.done()):

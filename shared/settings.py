@@ -8,16 +8,31 @@ from typing import Annotated, Literal, NoReturn
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.errors import reason
+
 MISCONFIGURED = 78
 """The exit code of a service with a wrong setting (EX_CONFIG of sysexits.h): starting it again is no use."""
 
 
 def refuse(service: str, error: ValidationError) -> NoReturn:
     """Say on stderr which variables are wrong, and why, and exit with MISCONFIGURED."""
-    for each in error.errors():
-        variable = f"REFRESHER_{'_'.join(map(str, each['loc'])).upper()}"
-        sys.stderr.write(f"refresher {service}: {variable}: {each['msg']}; it is {each['input']!r}\n")
+    for complaint in complaints(error):
+        sys.stderr.write(f"refresher {service}: {complaint}\n")
     sys.exit(MISCONFIGURED)
+
+
+def complaints(error: ValidationError) -> list[str]:
+    """Return a sentence for each wrong setting: its variable, what is wrong with it, and what it is."""
+    told = []
+    for each in error.errors():
+        given = without_password(each["input"]) if isinstance(each["input"], str) else each["input"]
+        told.append(f"REFRESHER_{str(each['loc'][0]).upper()}: {reason(each)}; it is {given!r}")
+    return told
+
+
+def without_password(url: str) -> str:
+    """Return where a URL leads, for people: without user and password, and without a query, which may hold them too."""
+    return url.rsplit("@", 1)[-1].partition("?")[0]
 
 
 def _readable(path: Path) -> Path:
@@ -35,6 +50,19 @@ def _authority(path: Path) -> Path:
     except OSError as error:  # a file that is no certificate too
         raise ValueError(f"no certificate can be read from the file ({error.strerror or error})") from None
     return path
+
+
+def _postgres(url: str) -> str:
+    if (scheme := url.partition("://")[0]) not in {"postgresql", "postgres"}:
+        raise ValueError(f"the URL of a PostgreSQL database begins with postgresql://, and not with {scheme[:20]}")
+    return url
+
+
+def _nats(urls: str) -> str:
+    for url in urls.split(","):
+        if "://" in url and (scheme := url.strip().partition("://")[0]) not in {"nats", "tls"}:
+            raise ValueError(f"the URL of a NATS server begins with nats:// or tls://, and not with {scheme[:20]}")
+    return urls
 
 
 def names(value: object) -> object:
@@ -63,7 +91,7 @@ class LogSettings(BaseSettings):
 class Settings(LogSettings):
     """For the services on the bus."""
 
-    nats_url: Annotated[str, Field(repr=False)] = "nats://127.0.0.1:4222"
+    nats_url: Annotated[str, Field(repr=False), AfterValidator(_nats)] = "nats://127.0.0.1:4222"
     """The NATS server or servers, separated by commas; user and password may be part of the URL.
 
     `tls://` encrypts from the first byte, which the server must allow (`handshake_first`).
@@ -79,7 +107,7 @@ class Settings(LogSettings):
 class DatabaseSettings(Settings):
     """For the services that use Postgres."""
 
-    database_url: Annotated[str, Field(repr=False)] = "postgresql://refresher@127.0.0.1:5432/refresher"
+    database_url: Annotated[str, Field(repr=False), AfterValidator(_postgres)] = "postgresql://refresher@127.0.0.1:5432/refresher"
     """The PostgreSQL database (`postgresql://user:password@host:port/name`)."""
     database_password_file: ReadableFile | None = None
     """The file with the password of the user in that URL, in place of one in the URL."""

@@ -16,7 +16,7 @@ from services.api.memory import Memory
 from services.api.metrics import LastValues, Measured, add_metrics
 from services.api.parameters import known_parameters
 from services.api.parts import Parts
-from services.api.problems import install
+from services.api.problems import Defects, install
 from services.api.settings import ApiSettings
 from shared import subjects
 from shared.connect import broker, client_of
@@ -57,6 +57,7 @@ def build(settings: ApiSettings) -> tuple[Service, FastAPI]:
     add_metrics(app, service, LastValues(parts.database, parts.bus))
     install(app)
     complete(app)
+    app.add_middleware(Defects)
     app.add_middleware(Guard, hosts=settings.api_hosts)
     app.add_middleware(Measured, registry=service.registry, feed=parts.feed)
     return service, app

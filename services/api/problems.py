@@ -11,8 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.errors import RefresherError, Unavailable
+from shared.errors import RefresherError, Unavailable, reason
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,6 @@ def install(app: FastAPI) -> None:
     app.exception_handler(Unavailable)(_unavailable)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_http)
-    app.exception_handler(Exception)(_defect)
 
 
 async def _problem(_: Request, error: ProblemError) -> Response:
@@ -124,7 +124,7 @@ async def _unavailable(_: Request, error: Unavailable) -> Response:
 
 
 async def _invalid(_: Request, error: RequestValidationError) -> Response:
-    errors = [(_field(each["loc"], each["type"]), each["msg"].removeprefix("Value error, ")) for each in error.errors()]
+    errors = [(_field(each["loc"], each["type"]), reason(each)) for each in error.errors()]
     return answer(422, NOT_VALID, errors)
 
 
@@ -139,9 +139,28 @@ async def _http(request: Request, error: HTTPException) -> Response:
     return answer(error.status_code, details.get(error.status_code, str(error.detail)), headers=headers)
 
 
-async def _defect(request: Request, error: Exception) -> Response:
-    log.error("request failed", extra={"path": request.url.path}, exc_info=error)
-    return answer(500, "A defect in the API, not in your request; its log has the rest.")
+class Defects:
+    """Answers what nothing else has caught. As the framework's own handler it would stand outside of all that is added to answers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and answer 500 where that fails before anything was answered."""
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception:
+            if scope["type"] != "http" or begun:
+                raise
+            log.exception("request failed", extra={"path": scope["path"]})
+            await answer(500, "A defect in the API, not in your request; its log has the rest.")(scope, receive, send)
 
 
 def _field(location: tuple[str | int, ...], kind: str) -> str:

@@ -48,7 +48,8 @@ async def _examine(*, show: bool) -> "list[Finding]":
 
 
 async def _all() -> "AsyncIterator[Finding]":
-    from services.cli.checks import Finding, bus, database, fleet, http, reason, without_password
+    from services.cli.checks import Finding, bus, database, fleet, http, reason
+    from shared.settings import without_password
 
     try:
         async with bus.connection() as client:

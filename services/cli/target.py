@@ -39,13 +39,12 @@ def settings() -> "DatabaseSettings":
     """
     from pydantic import ValidationError
 
-    from shared.settings import DatabaseSettings
+    from shared.settings import DatabaseSettings, complaints
 
     try:
         return DatabaseSettings(nats_url=nats_url(), database_url=database_url())
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ConfigurationError(f"REFRESHER_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}") from None
+        raise ConfigurationError(complaints(error)[0]) from None
 
 
 def is_known() -> bool:

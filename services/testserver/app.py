@@ -12,12 +12,13 @@ from services.testserver.answers import Answers
 from services.testserver.connection import Connection
 from services.testserver.door import Door
 from services.testserver.echo import Echo
-from services.testserver.listeners import listen, port_of, written
+from services.testserver.listeners import listen, written
 from services.testserver.metrics import Metrics
 from services.testserver.settings import TestserverSettings
 from services.testserver.site import FILES_PER_CONNECTION, Site
 from services.testserver.tokens import Tokens
 from shared.errors import ConfigurationError
+from shared.listening import port_of
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,14 @@ import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import httpx
 import pytest
 
+from services.api.app import build
+from services.api.settings import ApiSettings
 from shared import subjects
 from shared.database import Connection
 from shared.migrate import migrate
@@ -285,6 +288,44 @@ async def test_every_answer_carries_the_headers(api: httpx.AsyncClient) -> None:
     assert docs.status_code == 200
     assert "https://cdn.jsdelivr.net" in docs.headers["content-security-policy"]
     assert "default-src 'none'" in docs.headers["content-security-policy"]
+
+
+async def test_a_defect_is_answered_like_everything_else(nats_server: Nats) -> None:
+    """A problem document with the same headers, counted under its route; foreign names learn nothing of it."""
+
+    async def broken() -> None:
+        raise RuntimeError("of the code")
+
+    service, app = build(ApiSettings(nats_url=nats_server.url))
+    app.add_api_route("/broken", broken)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        got = await client.get("/broken")
+        assert (got.status_code, got.headers["content-type"]) == (500, "application/problem+json")
+        assert got.headers["x-content-type-options"] == "nosniff"
+        assert "of the code" not in got.text
+        assert (await client.get("/broken", headers={"Host": "elsewhere.example"})).status_code == 421
+    counted = {"route": "/broken", "method": "GET", "status": "5xx"}
+    assert service.registry.get_sample_value("refresher_api_requests_total", counted) == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"path": "/nothing"}, 'database "nothing" does not exist'),
+        ({"netloc": "", "query": "password=secret"}, "password authentication failed"),
+    ],
+)
+async def test_a_database_that_lets_nobody_in_is_away(nats_server: Nats, database_url: str, parts: dict[str, str], reason: str) -> None:
+    """A database that is not there, or not yet, and a wrong password: 503 with the reason, and the scrape goes on."""
+    whole = urlsplit(database_url)
+    user, _, host = whole.netloc.rpartition("@")
+    netloc = {"netloc": f"{user.partition(':')[0]}@{host}"} if "netloc" in parts else {}
+    async with in_process(nats_server.url, whole._replace(**parts | netloc).geturl()) as client:
+        got = await client.get("/api/v1/results")
+        assert got.status_code == 503
+        assert reason in got.json()["detail"]
+        assert "secret" not in got.text + (await client.get("/health/ready")).text
+        assert (await client.get("/metrics")).status_code == 200
 
 
 async def test_a_stopped_service_leaves_no_watchdog(nats_server: Nats, database_url: str) -> None:

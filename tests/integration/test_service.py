@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,43 @@ def test_a_wrong_setting_is_one_sentence(name: str, tmp_path: Path) -> None:
     told = service.log.read_text()
     assert "REFRESHER_LOG_LEVEL" in told
     assert "'loud'" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("REFRESHER_NATS_URL", "http://u:secret@h", "begins with nats:// or tls://, and not with http; it is 'h'"),
+        ("REFRESHER_DATABASE_URL", "mysql://u:secret@h/x?password=secret", "begins with postgresql://, and not with mysql; it is 'h/x'"),
+        ("REFRESHER_API_HOST", "999.1.1.1", "cannot listen on 999.1.1.1, TCP port "),
+        ("REFRESHER_API_HOST", "192.0.2.1", "Cannot assign requested address; name an address of this machine."),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_sentence(variable: str, value: str, told: str, tmp_path: Path) -> None:
+    """Starting again would be no use, and the exit code says so; nobody reads a password in the log."""
+    service = ServiceProcess("api", tmp_path, "nats://127.0.0.1:9", **{variable: value})
+    assert service.process.wait(20) == 78
+    log = service.log.read_text()
+    assert log.count("\n") == 1
+    assert told in log
+    assert "secret" not in log
+
+
+def test_a_port_that_is_taken_may_be_free_soon(tmp_path: Path) -> None:
+    """One sentence, and an exit code with which it is started again."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        service = ServiceProcess("runner", tmp_path, "nats://127.0.0.1:9", REFRESHER_RUNNER_PORT=str(other.getsockname()[1]))
+        assert service.process.wait(20) == 1
+    assert "Address already in use; choose another port" in service.log.read_text()
+    assert "Traceback" not in service.log.read_text()
+
+
+def test_copies_that_one_server_cannot_hold_are_a_wrong_setting(nats_server: Nats, tmp_path: Path) -> None:
+    """The scheduler, which makes the streams, says which and ends for good."""
+    service = ServiceProcess("scheduler", tmp_path, nats_server.url, REFRESHER_NATS_REPLICAS="2")
+    assert service.process.wait(20) == 78
+    told = service.log.read_text()
+    assert "REFRESHER_NATS_REPLICAS is 2, and this NATS server stands alone" in told
     assert "Traceback" not in told
 
 

@@ -17,11 +17,6 @@ class Finding:
     """What to do; None when all is well."""
 
 
-def without_password(url: str) -> str:
-    """Return where a URL leads."""
-    return url.rsplit("@", 1)[-1]
-
-
 def reason(error: BaseException) -> str:
     """Return what an error says, or at least what it is."""
     return str(error) or type(error).__name__

@@ -10,11 +10,12 @@ from nats.js.api import ConsumerConfig, RetentionPolicy, StorageType, StreamConf
 from nats.js.errors import APIError, NotFoundError
 
 from services.cli import target
-from services.cli.checks import Finding, without_password
+from services.cli.checks import Finding
 from shared import subjects
 from shared.connect import NATS_AWAY, nats_login, nats_servers, unreachable
 from shared.errors import RefresherError, Unavailable
 from shared.provision import CONSUMERS, STREAMS, differing
+from shared.settings import without_password
 
 RESTART = "restart the scheduler: it creates what is missing and corrects what differs when it starts"
 NEARLY_FULL = 0.8

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from services.cli import postgres, target
-from services.cli.checks import Finding, reason, without_password
+from services.cli.checks import Finding, reason
 from shared.errors import RefresherError
 from shared.migrate import pending
+from shared.settings import without_password
 
 if TYPE_CHECKING:
     import asyncpg
