@@ -495,8 +495,9 @@ def _outages() -> table.Panel:
     # the rule is that of GET /api/v1/outages, in services/api/queries.py
     query = """
     WITH looked AS (
-      SELECT site, line, status, failure_kind, failure_message, coalesce(started_at, due_at) AS at,
-        count(*) FILTER (WHERE status = 'succeeded') OVER (PARTITION BY site, line ORDER BY coalesce(started_at, due_at), run_id) AS number
+      SELECT site, line, schedule, status, failure_kind, failure_message, coalesce(started_at, due_at) AS at,
+        count(*) FILTER (WHERE status = 'succeeded')
+          OVER (PARTITION BY site, line, schedule ORDER BY coalesce(started_at, due_at), run_id) AS number
       FROM results
       WHERE $__timeFilter(due_at)
         AND site = ANY(ARRAY[${site:sqlstring}]::text[])
@@ -504,18 +505,18 @@ def _outages() -> table.Panel:
         AND (status = 'succeeded' OR failure_kind IN ('line_down', 'dns_down', 'redirected'))
     ), outage AS (
       -- one success and all failures until the next, which is the first of the following number
-      SELECT site, line, count(*) FILTER (WHERE status = 'failed') AS checks,
+      SELECT site, line, schedule, count(*) FILTER (WHERE status = 'failed') AS checks,
         min(at) FILTER (WHERE status = 'failed') AS started_at, max(at) FILTER (WHERE status = 'failed') AS last_down_at,
-        lead(min(at)) OVER (PARTITION BY site, line ORDER BY number) AS ended_at,
+        lead(min(at)) OVER (PARTITION BY site, line, schedule ORDER BY number) AS ended_at,
         (array_agg(failure_kind || ': ' || failure_message ORDER BY at DESC) FILTER (WHERE status = 'failed'))[1] AS reason
       FROM looked
-      GROUP BY site, line, number
+      GROUP BY site, line, schedule, number
     )
     SELECT started_at AS start, ended_at AS "end",
-      extract(epoch FROM coalesce(ended_at, last_down_at) - started_at)::double precision AS duration, site, line, checks, reason
+      extract(epoch FROM coalesce(ended_at, last_down_at) - started_at)::double precision AS duration, site, line, schedule, checks, reason
     FROM outage
     WHERE checks > 0
-    ORDER BY started_at DESC, site, line
+    ORDER BY started_at DESC, site, line, schedule
     LIMIT 100
     """
     description = (

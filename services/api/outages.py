@@ -26,6 +26,7 @@ class OutagesQuery(Query):
     """Which outages are wanted."""
 
     site: Annotated[Name | None, Field(description="Only outages of this site.", examples=["home"])] = None
+    schedule: Annotated[Name | None, Field(description="Only outages that this schedule found.", examples=["reachable"])] = None
     since: Annotated[
         Moment | None,
         Field(alias="from", description="Begin here; seven days before the end by default.", examples=["2026-10-01T00:00:00Z"]),
@@ -39,6 +40,7 @@ class OutagesQuery(Query):
 _EXAMPLE: dict[str, Any] = {
     "site": "home",
     "line": None,
+    "schedule": "reachable",
     "started_at": "2026-10-03T07:24:10.012000Z",
     "ended_at": "2026-10-03T07:31:40.009000Z",
     "open": False,
@@ -56,6 +58,8 @@ class Outage(BaseModel):
     site: str
     line: str | None
     """Null is the line without a name."""
+    schedule: str | None
+    """The schedule whose checks failed: others may ask for other targets. Null are those that nobody had scheduled."""
     started_at: datetime
     """When the first check began that failed: the line went down between the one before and this one."""
     ended_at: datetime | None

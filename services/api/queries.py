@@ -171,25 +171,27 @@ OUTAGE_KINDS = ("line_down", "dns_down", "redirected")
 
 _OUTAGES = f"""
 WITH looked AS (
-  SELECT site, line, status, failure_kind, failure_message, coalesce(started_at, due_at) AS at,
-    count(*) FILTER (WHERE status = 'succeeded') OVER (PARTITION BY site, line ORDER BY coalesce(started_at, due_at), run_id) AS number
+  SELECT site, line, schedule, status, failure_kind, failure_message, coalesce(started_at, due_at) AS at,
+    count(*) FILTER (WHERE status = 'succeeded')
+      OVER (PARTITION BY site, line, schedule ORDER BY coalesce(started_at, due_at), run_id) AS number
   FROM results
   WHERE engine = 'connectivity' AND {{where}}
 ), outage AS (
   -- one success and all failures until the next, which is the first of the following number
-  SELECT site, line, count(*) FILTER (WHERE status = 'failed') AS checks,
+  SELECT site, line, schedule, count(*) FILTER (WHERE status = 'failed') AS checks,
     min(at) FILTER (WHERE status = 'failed') AS started_at, max(at) FILTER (WHERE status = 'failed') AS last_down_at,
-    lead(min(at)) OVER (PARTITION BY site, line ORDER BY number) AS ended_at,
+    lead(min(at)) OVER (PARTITION BY site, line, schedule ORDER BY number) AS ended_at,
     (array_agg(failure_kind ORDER BY at DESC) FILTER (WHERE status = 'failed'))[1] AS kind,
     (array_agg(failure_message ORDER BY at DESC) FILTER (WHERE status = 'failed'))[1] AS message
-  FROM looked GROUP BY site, line, number
+  FROM looked GROUP BY site, line, schedule, number
 )
 SELECT json_build_object(
-  'site', site, 'line', line, 'started_at', {_moment("started_at")}, 'ended_at', {_moment("ended_at")}, 'open', ended_at IS NULL,
+  'site', site, 'line', line, 'schedule', schedule,
+  'started_at', {_moment("started_at")}, 'ended_at', {_moment("ended_at")}, 'open', ended_at IS NULL,
   'duration_s', extract(epoch FROM coalesce(ended_at, last_down_at) - started_at)::double precision,
   'checks', checks, 'failure', json_build_object('kind', kind, 'message', message)
 )::text
-FROM outage WHERE checks > 0 ORDER BY started_at DESC, site, line LIMIT {{limit}}
+FROM outage WHERE checks > 0 ORDER BY started_at DESC, site, line, schedule LIMIT {{limit}}
 """  # noqa: S608 - as above
 
 

@@ -11,8 +11,8 @@ from services.cli.options import Json
 from services.cli.output import Column
 
 COLUMNS = (
-    *(Column("started", 19), Column("ended", 19), Column("duration"), Column("site"), Column("line"), Column("checks", right=True)),
-    *(Column("kind"), Column("reason", last=True)),
+    *(Column("started", 19), Column("ended", 19), Column("duration"), Column("site"), Column("line"), Column("schedule")),
+    *(Column("checks", right=True), Column("kind"), Column("reason", last=True)),
 )
 
 From = Annotated[
@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
 def outages(
     *,
     site: Annotated[str | None, typer.Option(help="Only of this site.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Only what this schedule found.")] = None,
     since: From = None,
     until: To = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="At most so many, the newest.")] = 100,
@@ -45,7 +46,7 @@ def outages(
       refresher outages --from 30d
     """
     period = {"from": since and since.isoformat(), "to": until and until.isoformat()}
-    items = connect().get("/outages", **period, site=site, limit=limit)["items"]
+    items = connect().get("/outages", **period, site=site, schedule=schedule, limit=limit)["items"]
     if json:
         for each in items:
             output.write_json(each)
@@ -53,7 +54,13 @@ def outages(
     rows = [
         [
             *(output.local_time(each["started_at"]), "open" if each["open"] else output.local_time(each["ended_at"])),
-            *(str(timedelta(seconds=round(each["duration_s"]))), each["site"], each["line"] or "-", each["checks"]),
+            *(
+                str(timedelta(seconds=round(each["duration_s"]))),
+                each["site"],
+                each["line"] or "-",
+                each["schedule"] or "-",
+                each["checks"],
+            ),
             *(each["failure"]["kind"], each["failure"]["message"]),
         ]
         for each in items

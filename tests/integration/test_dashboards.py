@@ -327,6 +327,7 @@ async def test_outages_are_those_of_the_api(database: Connection, reader: Connec
             each["duration_s"],
             each["site"],
             each["line"],
+            each["schedule"],
             each["checks"],
             f"{each['failure']['kind']}: {each['failure']['message']}",
         )

@@ -61,6 +61,7 @@ async def test_failures_in_a_row_are_one_outage(api: httpx.AsyncClient, database
         {
             "site": "home",
             "line": None,
+            "schedule": "hourly",
             "started_at": at(8),
             "ended_at": at(10),
             "open": False,
@@ -71,6 +72,7 @@ async def test_failures_in_a_row_are_one_outage(api: httpx.AsyncClient, database
         {
             "site": "home",
             "line": None,
+            "schedule": "hourly",
             "started_at": at(2),
             "ended_at": at(6),
             "open": False,
@@ -116,6 +118,16 @@ async def test_lines_are_told_apart(api: httpx.AsyncClient, database: Connection
     assert [each["site"] for each in await found(api, site="office")] == ["office"]
     assert len(await found(api, limit=1)) == 1
     assert [each["checks"] for each in await found(api, **{"from": at(2), "to": at(4), "site": "home"})] == [2]
+
+
+async def test_schedules_are_told_apart(api: httpx.AsyncClient, database: Connection) -> None:
+    """They may ask for different targets: what one of them reaches does not end what another does not."""
+    await look(database, "uuuuuuu")
+    await look(database, "udddddu", schedule="office-vpn")
+    await look(database, "uuuuddu", schedule=None)
+    told = [(each["schedule"], each["checks"], each["started_at"], each["ended_at"]) for each in await found(api)]
+    assert told == [(None, 2, at(4), at(6)), ("office-vpn", 5, at(1), at(6))]
+    assert [each["schedule"] for each in await found(api, schedule="office-vpn")] == ["office-vpn"]
 
 
 async def test_the_order_is_that_of_looking(api: httpx.AsyncClient, database: Connection) -> None:
@@ -173,7 +185,7 @@ async def test_the_command_lists_them(nats_server: Nats, database_url: str, data
         assert "--engine connectivity" in refresher("outages", *period).stderr
         await look(database, "uddun")
         newest, oldest = refresher("outages", *period).stdout.splitlines()[1:]
-        assert newest.split("\t") == [at(4), "open", "0:00:00", "home", "-", "1", "dns_down", "check 4"]
-        assert oldest.split("\t") == [at(1), at(3), "0:00:20", "home", "-", "2", "line_down", "check 2"]
+        assert newest.split("\t") == [at(4), "open", "0:00:00", "home", "-", "hourly", "1", "dns_down", "check 4"]
+        assert oldest.split("\t") == [at(1), at(3), "0:00:20", "home", "-", "hourly", "2", "line_down", "check 2"]
         assert [each["open"] for each in refresher.json("outages", *period)] == [True, False]
-        assert len(refresher.json("outages", *period, "--limit", "1", "--site", "home")) == 1
+        assert len(refresher.json("outages", *period, "--limit", "1", "--site", "home", "--schedule", "hourly")) == 1
