@@ -1,5 +1,6 @@
 """What a schedule is: the value under its name in the KV bucket, and the body of the API's requests."""
 
+import contextlib
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice, pairwise
@@ -44,13 +45,20 @@ def _five_fields(expression: str) -> str:
     return expression
 
 
+_OF_A_MACHINE = {"localtime", "posixrules"}
+"""Files beside the zones, which say where a machine is: on another they are another zone, or none."""
+
+
 @lru_cache(maxsize=1024)
-def _known_zone(zone: str) -> str:
-    try:
-        ZoneInfo(zone)
-    except (KeyError, ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError; odd paths give the others
-        raise ValueError(f"no such time zone: {zone!r}; use an IANA name such as Europe/Berlin or UTC") from None
-    return zone
+def known_zone(zone: str) -> str:
+    """Return a time zone's name.
+
+    Raises: ValueError when there is none of this name.
+    """
+    with contextlib.suppress(KeyError, ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError; odd paths give the others
+        if zone not in _OF_A_MACHINE and ZoneInfo(zone):
+            return zone
+    raise ValueError(f"no such time zone: {zone!r}; use an IANA name such as Europe/Berlin or UTC")
 
 
 def _no_text(number: object) -> object:
@@ -75,7 +83,7 @@ def _of_these_years(moment: datetime) -> datetime:
 
 Seconds = BeforeValidator(_no_text)
 Moment = Annotated[AwareDatetime, AfterValidator(_of_these_years)]
-Zone = Annotated[str, StringConstraints(max_length=64), AfterValidator(_known_zone)]
+Zone = Annotated[str, StringConstraints(max_length=64), AfterValidator(known_zone)]
 ClockTime = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 
 

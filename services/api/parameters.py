@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator
 
 from services.api.problems import NOT_VALID, ProblemError, refused
 from shared.events import Name, Status
@@ -64,6 +64,13 @@ class Wanted(Newest):
     until: Annotated[Moment | None, Field(alias="to", description="Only runs due before this time.", examples=["2026-11-01T00:00:00Z"])] = (
         None
     )
+
+    @field_validator("until")
+    @classmethod
+    def _is_later(cls, until: datetime | None, info: ValidationInfo) -> datetime | None:
+        if until and (since := info.data.get("since")) and since >= until:
+            raise ValueError("must be after `from`")
+        return until
 
 
 async def known_parameters(request: Request) -> None:

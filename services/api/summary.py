@@ -18,6 +18,7 @@ from services.api.models import Summary
 from services.api.parameters import Moment, Origin, text_of
 from services.api.parts import TheDatabase, TheMemory
 from services.api.problems import refused
+from shared.schedules import known_zone
 
 router = APIRouter(prefix="/api/v1", tags=["results"])
 
@@ -27,14 +28,6 @@ PERIOD = timedelta(days=30)
 _HOUR = timedelta(hours=1)
 
 Size = Literal["none", "hour", "day", "week", "month"]
-
-
-def _zone(name: str) -> str:
-    try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError; odd paths give the others
-        raise ValueError("no such time zone; use an IANA name such as Europe/Berlin or UTC") from None
-    return name
 
 
 class SummaryQuery(Origin):
@@ -55,7 +48,7 @@ class SummaryQuery(Origin):
             examples=["Europe/Berlin"],
             json_schema_extra={"format": "time-zone"},
         ),
-        AfterValidator(_zone),
+        AfterValidator(known_zone),
     ] = "UTC"
 
 

@@ -1,5 +1,7 @@
 """The console script `refresher`: its commands, and how every error reaches the person."""
 
+import errno
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated, NoReturn
@@ -74,7 +76,19 @@ def main() -> NoReturn:
 
     Whatever a person can cause ends as one sentence on stderr; a traceback is a bug of ours.
     """
-    sys.exit(_run(sys.argv[1:]))
+    try:
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        # what is left of the output would be tried once more at the end, and fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1 if error.errno == errno.EPIPE else _fail(f"the output cannot be written: {error.strerror}.")
+    sys.exit(code)
+
+
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}
 
 
 def _run(arguments: list[str]) -> int:

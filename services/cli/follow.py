@@ -16,7 +16,7 @@ LATEST = timedelta(days=2)
 SETTLED = timedelta(minutes=1)
 """How long a row may be in the making, its time of recording already taken, while a later one is there to see."""
 PATIENCE_S = 2.0
-"""How long to ask for a row whose event has come; after that, again with the next event."""
+"""How long to ask for a row whose event has come. One that comes later is found among what was missed; for some none ever comes."""
 
 
 def follow(api: Api, filters: Mapping[str, object], since: datetime | None, newest_first: list[Result]) -> Iterator[Result]:
@@ -101,6 +101,9 @@ class _Follower:
                 else:
                     self.note(result)
                     yield result
-            if not self._on_the_way or time.monotonic() >= end:
+            if not self._on_the_way:
+                return
+            if time.monotonic() >= end:
+                self._on_the_way.clear()
                 return
             time.sleep(0.1)

@@ -15,7 +15,7 @@ from rich.text import Text
 STATUS_STYLES = {"succeeded": "green", "failed": "red", "missed": "yellow", "skipped": "dim", "ok": "green", "warning": "yellow"}
 
 GAP = "  "
-SHORTEST = 12
+SHORTEST = 40
 """The least room for the last column."""
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,21 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(arguments: list[str | bytes],
     assert refused.stderr.startswith("refresher: ")
     assert message in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["settings"], ["env"]])
+def test_output_that_cannot_be_written_is_one_sentence(arguments: list[str]) -> None:
+    """Whether a library finds out, or the end of the program does."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "services.cli", *arguments],
+            env={**os.environ, "REFRESHER_API_URL": "http://127.0.0.1:9"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "refresher: the output cannot be written: No space left on device.\n")
 
 
 @pytest.mark.parametrize(
