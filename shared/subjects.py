@@ -19,7 +19,6 @@ ALL_TICKS = "refresher.tick.>"
 ALL_MANUAL_TICKS = "refresher.tick.*.*.run.*"
 ALL_CLAIMS = "refresher.claim.>"
 ALL_RESULTS = "refresher.result.>"
-ALL_PROGRESS = "refresher.progress.>"
 ALL_DEAD = "refresher.dead.>"
 ALL_PROVISIONING = "refresher.provision.*"
 """Runners ask on these subjects for the consumer of their line; the scheduler makes it and answers (core NATS)."""
@@ -50,11 +49,6 @@ def tick(site: str, schedule: str, due_at: datetime) -> str:
 def manual_tick(site: str, schedule: str | None, run_id: UUID) -> str:
     """Return the subject of a tick that a person asked for; `run` is a word of its own so that a user may be allowed these alone."""
     return f"refresher.tick.{site}.{schedule or MANUAL}.run.{run_id.hex}"
-
-
-def manual_ticks_of(site: str) -> str:
-    """Return the pattern of the ticks of a site that people asked for."""
-    return f"refresher.tick.{site}.*.run.*"
 
 
 def ticks_of(site: str) -> str:

@@ -13,7 +13,16 @@ from shared.settings import without_password
 if TYPE_CHECKING:
     import asyncpg
 
-TABLES = ("results", "schedule_versions", "asked_runs", "open_runs", "ledger_state", "refresher_migrations")
+TABLES = (
+    "results",
+    "schedule_versions",
+    "asked_runs",
+    "open_runs",
+    "ledger_state",
+    "result_rollups",
+    "stale_rollups",
+    "refresher_migrations",
+)
 TOLERANCE_S = 2.0
 
 
