@@ -56,6 +56,9 @@ CHOSEN = " AND ".join(
 WANTED = f"$__timeFilter(due_at) AND {CHOSEN}"
 """What is chosen, in the time range."""
 
+SITE_AND_LINE = "site || coalesce('/' || line, '')"
+"""Where a run was measured: two lines of a site are two curves."""
+
 LOCAL = "due_at AT TIME ZONE '${__timezone}'"
 """The instant on the wall clock of whoever looks."""
 
@@ -65,14 +68,14 @@ def dashboard() -> Dashboard:
     built = new(
         "refresher-speed",
         "Internet speed",
-        "What the speed tests measured, by site and engine. A gap in a line is a run that failed or was missed.",
+        "What the speed tests measured, by site, line and engine. A gap in a line is a run that failed or was missed.",
         since="now-7d",
         refresh="1m",
     )
     for variable in (_site(), _engine(), _schedule(), _plan("download"), _plan("upload")):
         built = built.with_variable(variable)
     built = built.annotation(_annotation("Failed runs", "failed")).annotation(_annotation("Missed runs", "missed"))
-    built = built.with_row(row("Newest run of each site and engine"))
+    built = built.with_row(row("Newest run of each site, line and engine"))
     for title, column, unit, meaning in _LAST:
         built = built.with_panel(_last(title, column, unit, meaning))
     built = built.with_row(row("Over time"))
@@ -189,7 +192,7 @@ class _SqlTarget(AnnotationTarget):
 def _annotation(name: str, status: str) -> AnnotationQuery:
     query = Sql(
         f"""
-        SELECT due_at AS time, site || ' ' || engine || ': ' || failure_message AS text, failure_kind AS tags
+        SELECT due_at AS time, {SITE_AND_LINE} || ' ' || engine || ': ' || failure_message AS text, failure_kind AS tags
         FROM results
         WHERE {WANTED}
           AND status = '{status}'
@@ -215,20 +218,19 @@ _LAST = (
 
 def _last(title: str, column: str, unit: str, meaning: str) -> stat.Panel:
     query = f"""
-    SELECT wanted_site || ' ' || wanted_engine AS line, newest.value
+    SELECT newest.place || ' ' || wanted_engine AS line, newest.value
     FROM unnest(ARRAY[${{site:sqlstring}}]::text[]) AS wanted_site
     CROSS JOIN unnest(ARRAY[${{engine:sqlstring}}]::text[]) AS wanted_engine
     CROSS JOIN LATERAL (
-      SELECT {column} AS value FROM results
+      SELECT DISTINCT ON (line) {SITE_AND_LINE} AS place, {column} AS value FROM results
       WHERE $__timeFilter(due_at)
         AND site = wanted_site
         AND engine = wanted_engine
         AND coalesce(schedule, '{BY_HAND}') = ANY(ARRAY[${{schedule:sqlstring}}]::text[])
         AND status IN ('succeeded', 'failed')
-      ORDER BY due_at DESC, run_id DESC
-      LIMIT 1
+      ORDER BY line, due_at DESC, run_id DESC
     ) AS newest
-    ORDER BY line
+    ORDER BY 1
     """
     description = f"{meaning} of the newest run in the time range that succeeded or failed. {ABSENT}: it failed, or has no such number."
     return (
@@ -247,7 +249,7 @@ def _last(title: str, column: str, unit: str, meaning: str) -> stat.Panel:
 
 def _over_time(title: str, column: str, unit: str, meaning: str, width: int = 12) -> timeseries.Panel:
     query = f"""
-    SELECT to_timestamp($__timeGroup(due_at, $__interval)) AS time, site, engine,
+    SELECT to_timestamp($__timeGroup(due_at, $__interval)) AS time, {SITE_AND_LINE} AS site, engine,
       percentile_cont(0.5) WITHIN GROUP (ORDER BY {column}) AS value
     FROM results
     WHERE {WANTED}
@@ -455,7 +457,7 @@ def _servers() -> geomap.Panel:
 
 def _last_runs() -> table.Panel:
     query = f"""
-    SELECT due_at AS due, site, engine, coalesce(schedule, '{BY_HAND}') AS schedule, status,
+    SELECT due_at AS due, {SITE_AND_LINE} AS site, engine, coalesce(schedule, '{BY_HAND}') AS schedule, status,
       download_bps AS download, upload_bps AS upload, latency_s AS latency, jitter_s AS jitter, packet_loss AS loss,
       bufferbloat_grade AS grade, limited_by AS "limited by", confidence,
       concat_ws(', ', server_sponsor, server_name) AS server, failure_kind || ': ' || failure_message AS reason

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import takewhile
 from typing import Any, TypeVar
@@ -20,10 +20,11 @@ from services.api import store
 from services.api.bus import Bus
 from services.api.database import Database
 from services.api.feed import Feed
+from services.api.newest import NewestRuns, Place
 from services.api.overdue import RUNS, awaited_since
 from services.api.problems import documented
-from services.api.queries import LATEST_PER_LINE
 from shared.errors import Unavailable
+from shared.events import ANY
 from shared.service import Service
 
 T = TypeVar("T")
@@ -70,41 +71,64 @@ class Measured:
 
 
 class LastValues(Collector):
-    """The newest results of each site and engine, read at every scrape. A value is absent after a failure, never 0 or -1."""
+    """The newest results of each site, line and engine, read at every scrape. A value is absent after a failure, never 0 or -1."""
 
     def __init__(self, database: Database, bus: Bus) -> None:
         self._database, self._bus = database, bus
-        self._rows: Sequence[asyncpg.Record] = ()
-        self._awaited_since: dict[tuple[str, str], datetime] = {}
+        self._newest = NewestRuns()
+        self._runs: Mapping[Place, Sequence[asyncpg.Record]] = {}
+        self._awaited_since: dict[Place, datetime] = {}
 
     async def refresh(self) -> None:
         """Read them anew; while Postgres or NATS is away there are none of it, and the scrape goes on."""
-        rows, stored = await asyncio.gather(
-            _or_none(self._database.rows(LATEST_PER_LINE)),
+        runs, stored = await asyncio.gather(
+            _or_none(self._newest.read(self._database)),
             _or_none(store.everything(self._bus)),
         )
         schedules = [each.schedule for each in stored or () if each.schedule]
         # without Postgres nobody can say that a result is missing
-        awaited = {} if rows is None else await asyncio.to_thread(awaited_since, schedules, datetime.now(UTC))
-        self._rows, self._awaited_since = rows or (), awaited
+        awaited = {} if runs is None else await asyncio.to_thread(awaited_since, schedules, datetime.now(UTC))
+        self._runs, self._awaited_since = runs or {}, awaited
 
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges, under the names that speed test dashboards use."""
         for name, help_text, column, factor in _GAUGES:
-            gauge = GaugeMetricFamily(name, help_text, labels=("site", "engine"))
-            for row in self._rows:
-                value = _value(row, column)
+            gauge = GaugeMetricFamily(name, help_text, labels=_LABELS)
+            for place, runs in self._runs.items():
+                value = _value(runs, column)
                 if value is not None:
-                    gauge.add_metric((row["site"], row["engine"]), value * factor)
+                    gauge.add_metric(_labels(place), value * factor)
             yield gauge
+        age = GaugeMetricFamily("refresher_result_age_seconds", "Time since the newest run that succeeded or failed ended.", labels=_LABELS)
+        for place, seconds in self._ages_s().items():
+            age.add_metric(_labels(place), seconds)
+        yield age
         limit = GaugeMetricFamily(
             "refresher_result_age_limit_seconds",
             f"An older newest result means that the last {RUNS} due runs left none.",
-            labels=("site", "engine"),
+            labels=_LABELS,
         )
-        for line, since in self._awaited_since.items():
-            limit.add_metric(line, (datetime.now(UTC) - since).total_seconds())
+        for place, since in self._awaited_since.items():
+            limit.add_metric(_labels(place), (datetime.now(UTC) - since).total_seconds())
         yield limit
+
+    def _ages_s(self) -> dict[Place, float]:
+        """Return how old the newest results are, by the clock of the database; what any line may measure is as old as that of all lines."""
+        read_at = max((runs[0]["read_at"] for runs in self._runs.values()), default=None)
+        ages = {place: (read_at - runs[0]["finished_at"]).total_seconds() for place, runs in self._runs.items() if read_at}
+        for site, line, engine in self._awaited_since:
+            if line == ANY and (of_all := [age for place, age in ages.items() if place[0] == site and place[2] == engine]):
+                ages[site, line, engine] = min(of_all)
+        return ages
+
+
+_LABELS = ("site", "engine", "line")
+
+
+def _labels(place: Place) -> tuple[str, ...]:
+    """Return the values of the labels; the line without a name has no label."""
+    site, line, engine = place
+    return (site, engine) if line is None else (site, engine, line)
 
 
 async def _or_none(read: Coroutine[Any, Any, T]) -> T | None:
@@ -126,14 +150,14 @@ _GAUGES = (
     ("refresher_idle_latency_seconds", "Idle round-trip time of the newest run.", "latency_s", 1),
     ("refresher_responsiveness_rpm", "Round trips per minute under load of the newest run.", "responsiveness_rpm", 1),
     ("speedtest_server_id", "The server of the newest run, where its id is a number.", "server_id", 1),
-    ("refresher_result_age_seconds", "Time since the newest run that succeeded or failed ended.", "age_s", 1),
     ("refresher_failed_runs_in_a_row", "Failed runs since the last success, among the newest ten.", "failed_in_a_row", 1),
     ("refresher_download_best_of_3_bits_per_second", "Best download rate of the last three, among the newest ten runs.", "best", 1),
     ("refresher_download_worst_of_3_bits_per_second", "Worst download rate of the last three, among the newest ten runs.", "worst", 1),
 )
 
 
-def _value(row: asyncpg.Record, column: str) -> float | None:
+def _value(runs: Sequence[asyncpg.Record], column: str) -> float | None:
+    row = runs[0]
     if column == "up":
         return float(row["status"] == "succeeded")
     if column == "server_id":
@@ -141,9 +165,9 @@ def _value(row: asyncpg.Record, column: str) -> float | None:
         ours = row["status"] == "succeeded" and identity and identity.isascii() and identity.isdecimal() and len(identity) <= 15
         return float(identity) if ours else None
     if column == "failed_in_a_row":
-        return float(len(list(takewhile(lambda status: status == "failed", row["statuses"]))))
+        return float(len(list(takewhile(lambda run: run["status"] == "failed", runs))))
     if column in _OF_THREE:
-        last = [rate for rate in row["rates"] if rate is not None][:3]
+        last = [run["download_bps"] for run in runs if run["download_bps"] is not None][:3]
         return float(_OF_THREE[column](last)) if len(last) == 3 else None
     value: float | None = row[column]
     return value
@@ -157,7 +181,7 @@ def add_metrics(app: FastAPI, service: Service, last: LastValues) -> None:
     service.registry.register(last)
 
     async def metrics() -> Response:
-        """Give the metrics of this service and the last values of each site and engine, for Prometheus."""
+        """Give the metrics of this service and the last values of each site, line and engine, for Prometheus."""
         await last.refresh()
         return Response(generate_latest(service.registry), media_type=CONTENT_TYPE_LATEST)
 

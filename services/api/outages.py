@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from services.api import queries
 from services.api.models import FailureView
-from services.api.parameters import Moment, Query, text_of
+from services.api.parameters import Line, Moment, Query, text_of
 from services.api.parts import TheDatabase
 from services.api.problems import documented, refused
 from shared.events import Name
@@ -26,6 +26,7 @@ class OutagesQuery(Query):
     """Which outages are wanted."""
 
     site: Annotated[Name | None, Field(description="Only outages of this site.", examples=["home"])] = None
+    line: Line = None
     schedule: Annotated[Name | None, Field(description="Only outages that this schedule found.", examples=["reachable"])] = None
     since: Annotated[
         Moment | None,

@@ -2,7 +2,7 @@
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator
@@ -41,6 +41,12 @@ class Query(BaseModel):
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
 
+Line = Annotated[
+    Name | Literal[""] | None,
+    Field(description="Only results of this line of a site; empty, of lines without a name.", examples=["lte"]),
+]
+
+
 class Origin(Query):
     """Where results come from."""
 
@@ -52,6 +58,7 @@ class Origin(Query):
 class Newest(Origin):
     """Which results one is the newest of."""
 
+    line: Line = None
     status: Annotated[Status | None, Field(description="Only results that ended like this.", examples=["succeeded"])] = None
 
 

@@ -72,6 +72,7 @@ _FLAT = ", ".join(
 
 _FILTERS = {
     "site": "site = {}",
+    "line": "coalesce(line, '') = {}",
     "schedule": "schedule = {}",
     "engine": "engine = {}",
     "status": "status = {}",
@@ -204,7 +205,7 @@ async def outages(database: Database, wanted: Query, since: datetime, until: dat
     return f"[{','.join(row[0] for row in rows)}]".encode()
 
 
-LATEST_PER_LINE = """
+NEWEST = """
 -- A loose index scan: one look into (site, engine, due_at DESC) per pair, however many millions of rows there are.
 WITH RECURSIVE pair AS (
   (SELECT site, engine FROM results ORDER BY site, engine LIMIT 1)
@@ -213,22 +214,14 @@ WITH RECURSIVE pair AS (
     SELECT site, engine FROM results WHERE (site, engine) > (pair.site, pair.engine) ORDER BY site, engine LIMIT 1
   ) AS following
 )
-SELECT pair.site, pair.engine, latest.*, extract(epoch FROM now() - latest.finished_at)::double precision AS age_s, recent.*
-FROM pair CROSS JOIN LATERAL (
-  SELECT status, finished_at, download_bps, upload_bps, latency_s, jitter_s, server_id,
-    download_latency_s, upload_latency_s, responsiveness_rpm FROM results
+SELECT pair.site, pair.engine, newest.* FROM pair CROSS JOIN LATERAL (
+  SELECT run_id, due_at, line, status, finished_at, download_bps, upload_bps, latency_s, jitter_s, server_id,
+    download_latency_s, upload_latency_s, responsiveness_rpm, now() AS read_at FROM results
   WHERE site = pair.site AND engine = pair.engine AND status IN ('succeeded', 'failed')
-  ORDER BY due_at DESC, run_id DESC LIMIT 1
-) AS latest CROSS JOIN LATERAL (
-  SELECT array_agg(status ORDER BY due_at DESC, run_id DESC) AS statuses, array_agg(download_bps ORDER BY due_at DESC, run_id DESC) AS rates
-  FROM (
-    SELECT status, download_bps, due_at, run_id FROM results
-    WHERE site = pair.site AND engine = pair.engine AND status IN ('succeeded', 'failed')
-    ORDER BY due_at DESC, run_id DESC LIMIT 10
-  ) AS ten
-) AS recent
+  ORDER BY due_at DESC, run_id DESC LIMIT $1
+) AS newest
 """
-"""The newest result that succeeded or failed, per site and engine; of the newest ten such, the statuses and download rates."""
+"""Of each site and engine the newest so many results that succeeded or failed."""
 
 
 def _cursor(row: asyncpg.Record) -> str:

@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
 def outages(
     *,
     site: Annotated[str | None, typer.Option(help="Only of this site.")] = None,
+    line: Annotated[str | None, typer.Option(help="Only of this line.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Only what this schedule found.")] = None,
     since: From = None,
     until: To = None,
@@ -46,7 +47,7 @@ def outages(
       refresher outages --from 30d
     """
     period = {"from": since and since.isoformat(), "to": until and until.isoformat()}
-    items = connect().get("/outages", **period, site=site, schedule=schedule, limit=limit)["items"]
+    items = connect().get("/outages", **period, site=site, line=line, schedule=schedule, limit=limit)["items"]
     if json:
         for each in items:
             output.write_json(each)

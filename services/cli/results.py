@@ -42,6 +42,7 @@ def register(app: typer.Typer) -> None:
 def results(
     *,
     site: Annotated[str | None, typer.Option(help="Only of this site.")] = None,
+    line: Annotated[str | None, typer.Option(help="Only of this line.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Only of this schedule.")] = None,
     engine: Annotated[str | None, typer.Option(help="Only of this engine.")] = None,
     status: Annotated[Status | None, typer.Option(help="Only those that ended so.")] = None,
@@ -67,7 +68,7 @@ def results(
     """
     _refuse_contradictions(limit, until, following=follow_, json=json, csv=csv)
     client = api.connect()
-    filters: dict[str, object] = {"site": site, "schedule": schedule, "engine": engine, "status": status}
+    filters: dict[str, object] = {"site": site, "line": line, "schedule": schedule, "engine": engine, "status": status}
     period: dict[str, object] = {"from": since and since.isoformat(), "to": until and until.isoformat()}
     if csv:
         with client.export(format="csv", **filters, **period) as chunks:

@@ -16,7 +16,8 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
-from services.api.queries import LATEST_PER_LINE
+from services.api.newest import EACH_TIME
+from services.api.queries import NEWEST
 from shared.database import Connection
 from tests.integration.api_server import api_server, in_process
 from tests.integration.rows import insert, row
@@ -130,11 +131,15 @@ async def test_filters_select(api: httpx.AsyncClient, database: Connection) -> N
         row(T0 + timedelta(hours=2), schedule=None, trigger="manual"),
         row(T0 + timedelta(hours=3), engine="noop"),
         row(T0 + timedelta(hours=4), status="missed"),
+        row(T0 - timedelta(hours=1), site="cabin", line="lte"),
     ]
-    plain, office, manual, noop, missed = map(str, await insert(database, *rows))
-    assert await _ids(api) == [missed, noop, manual, office, plain]
+    plain, office, manual, noop, missed = map(str, await insert(database, *rows[:5]))
+    (lte,) = map(str, await insert(database, *rows[5:]))
+    assert await _ids(api) == [missed, noop, manual, office, plain, lte]
+    assert await _ids(api, line="lte") == [lte]
+    assert await _ids(api, line="") == [missed, noop, manual, office, plain]
     assert await _ids(api, site="office") == [office]
-    assert await _ids(api, schedule="hourly") == [missed, noop, office, plain]
+    assert await _ids(api, schedule="hourly") == [missed, noop, office, plain, lte]
     assert await _ids(api, engine="noop") == [noop]
     assert await _ids(api, status="missed") == [missed]
     assert await _ids(api, **{"from": "2026-09-30T23:00:00Z", "to": "2026-10-01T01:00:00Z"}) == [manual, office]
@@ -378,7 +383,7 @@ async def test_dashboards_read_their_units(api: httpx.AsyncClient, database: Con
 
 
 async def test_hot_queries_use_their_index(database: Connection) -> None:
-    """The newest page and the newest result per line touch a handful of rows, however many there are."""
+    """The newest page and the newest results of each site and engine touch a handful of rows, however many there are."""
     await database.execute("SELECT results_partition('2026-10-01')")
     await database.execute(
         """INSERT INTO results (run_id, due_at, site, trigger, engine, status, attempt, finished_at, download_bps)
@@ -386,9 +391,9 @@ async def test_hot_queries_use_their_index(database: Connection) -> None:
           1, now(), 1 FROM generate_series(1, 50000) AS n"""
     )
     await database.execute("ANALYZE results")
-    page = "SELECT run_id FROM results WHERE true ORDER BY due_at DESC, run_id DESC LIMIT 101"
-    for sql in (LATEST_PER_LINE, page):
-        (plan,) = json.loads(await database.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON, BUFFERS) {sql}"))
+    page = "SELECT run_id FROM results WHERE true ORDER BY due_at DESC, run_id DESC LIMIT $1"
+    for sql, limit in ((NEWEST, EACH_TIME), (page, 101)):
+        (plan,) = json.loads(await database.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON, BUFFERS) {sql}", limit))
         assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 400, json.dumps(plan)
 
 

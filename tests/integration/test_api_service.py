@@ -140,6 +140,38 @@ async def test_the_last_values_are_gauges(api: httpx.AsyncClient, database: Conn
     assert ages == pytest.approx({home: 4 * 3600 + elapsed, noop: 8 * 3600 + elapsed, office: 3600 + elapsed}, abs=5)
 
 
+async def test_each_line_has_its_own_gauges(api: httpx.AsyncClient, bus: Bus, database: Connection) -> None:
+    """One that measures seldom is not lost among the runs of another; what any line may measure is as old as the newest of all."""
+    minute = timedelta(minutes=1)
+    await insert(
+        database,
+        row(NOW - 500 * minute, line="lte", download_bps=20e6),
+        *(row(NOW - (100 + number) * minute) for number in range(50)),
+        row(NOW - 10 * minute, line="dsl", status="failed"),
+        row(NOW - 20 * minute, line="dsl", status="failed"),
+    )
+    timing = Interval(every_s=60, phase_s=0)
+    begins = datetime.now(UTC) - timedelta(days=1)
+    await bus.put(Schedule(name="free", engine="speedtest", timing=timing, active_since=begins, line="any"))
+    await bus.put(Schedule(name="mobile", engine="speedtest", timing=timing, active_since=begins, line="lte"))
+    for again in (False, True):
+        if again:
+            await insert(database, *(row(NOW - number * minute, line="dsl", status="failed") for number in range(3)))
+        samples = await _samples(api)
+        of = {line: f'{{engine="speedtest",line="{line}",site="home"}}' for line in ("lte", "dsl", "any")}
+        of[""] = '{engine="speedtest",site="home"}'
+        rates = {name: value for name, value in samples.items() if name.startswith("speedtest_download_")}
+        assert rates == {f"speedtest_download_bits_per_second{of['']}": 94e6, f"speedtest_download_bits_per_second{of['lte']}": 20e6}
+        in_a_row = {line: samples.get(f"refresher_failed_runs_in_a_row{of[line]}") for line in of}
+        assert in_a_row == {"": 0, "lte": 0, "dsl": 5 if again else 2, "any": None}
+        elapsed = (datetime.now(UTC) - NOW).total_seconds() - 20
+        ages = {line: samples[f"refresher_result_age_seconds{of[line]}"] - elapsed for line in of}
+        newest = 0 if again else 600
+        assert ages == pytest.approx({"": 6_000, "lte": 30_000, "dsl": newest, "any": newest}, abs=5)
+        limits = {name for name in samples if name.startswith("refresher_result_age_limit")}
+        assert limits == {f"refresher_result_age_limit_seconds{of[line]}" for line in ("any", "lte")}
+
+
 async def test_runs_in_a_row_are_gauges(api: httpx.AsyncClient, database: Connection) -> None:
     """Failures since the last success, and the best and worst of the last three rates; both among the newest ten runs."""
     hour = timedelta(hours=1)

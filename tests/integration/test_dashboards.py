@@ -286,6 +286,16 @@ def _of(title: str, ref_id: str = "A") -> dashboards.Query:
     return next(each for each in dashboards.queries(str(POSTGRES.uid)) if each.place.endswith(f" {title}, query {ref_id}"))
 
 
+async def test_lines_of_a_site_are_curves_of_their_own(database: Connection, reader: Connection) -> None:
+    """What two lines measured in the same moment is no median, and the newest of each is shown."""
+    at = NOW - timedelta(minutes=30)
+    await insert(database, row(at), row(at, line="lte", download_bps=20e6), row(at - timedelta(hours=1), line="lte", download_bps=10e6))
+    rows = await reader.fetch(_sql(_of("Download", "runs"), CHOSEN))
+    assert {(each["site"], each["value"]) for each in rows} == {("home", 94e6), ("home/lte", 20e6), ("home/lte", 10e6)}
+    newest = await reader.fetch(_sql(_of("Download"), CHOSEN))
+    assert {each["line"]: each["value"] for each in newest} == {"home speedtest": 94e6, "home/lte speedtest": 20e6}
+
+
 @pytest.mark.parametrize("typed", ["", "fast", "100 Mbit/s", "-1", "1e9", "'; SELECT 1 --"])
 async def test_a_plan_that_is_no_number_draws_no_line(reader: Connection, typed: str) -> None:
     """Whatever is typed into the plan's box, the panel has no error."""

@@ -34,13 +34,13 @@ def test_it_is_the_last_instant_but_two(timing: Interval | Cron, now: datetime, 
     active_since = now - (timedelta(seconds=timing.every_s) if isinstance(timing, Interval) else timedelta(minutes=5)) * runs
     watched = schedule(timing, active_since)
     due = list(takewhile(lambda instant: instant <= now, instants(watched, "home", active_since - timedelta(days=1))))
-    assert awaited_since([watched], now) == ({("home", "noop"): due[-3]} if len(due) >= 3 else {})
+    assert awaited_since([watched], now) == ({("home", None, "noop"): due[-3]} if len(due) >= 3 else {})
 
 
 def test_hours_of_rest_are_no_silence() -> None:
     """On Monday morning the second run of a working day looks back to Friday's last: a weekend is not overdue."""
     working_days = schedule(Cron(expression="0 9-17 * * 1-5"))
-    assert awaited_since([working_days], NOW) == {("home", "noop"): datetime(2026, 11, 20, 17, tzinfo=UTC)}
+    assert awaited_since([working_days], NOW) == {("home", None, "noop"): datetime(2026, 11, 20, 17, tzinfo=UTC)}
 
 
 def test_schedules_of_a_line_count_together_and_paused_ones_not() -> None:
@@ -56,7 +56,7 @@ def test_schedules_of_a_line_count_together_and_paused_ones_not() -> None:
         NOW,
     )
     assert due == {
-        ("home", "noop"): datetime(2026, 11, 23, 9, 20, tzinfo=UTC),
-        ("office", "noop"): datetime(2026, 11, 23, 8, 0, tzinfo=UTC),
-        ("home", "speedtest"): datetime(2026, 11, 23, 8, 20, tzinfo=UTC),
+        ("home", None, "noop"): datetime(2026, 11, 23, 9, 20, tzinfo=UTC),
+        ("office", None, "noop"): datetime(2026, 11, 23, 8, 0, tzinfo=UTC),
+        ("home", None, "speedtest"): datetime(2026, 11, 23, 8, 20, tzinfo=UTC),
     }
