@@ -8,7 +8,6 @@ from grafana_foundation_sdk.models.dashboard import ValueMap, ValueMappingResult
 from grafana.parts import PROMETHEUS, fixed, graph, legend, new, promql, row, titled
 
 DISKS = 'fstype!~"tmpfs|ramfs|overlay|squashfs|iso9660|nsfs"'
-LINKS = 'device!~"lo|veth.*|docker.*|br-.*|ifb.*"'
 CONTAINERS = 'name!=""'
 """cAdvisor also reports every cgroup that is no container; those have no name."""
 
@@ -86,7 +85,6 @@ def _host(built: Dashboard) -> Dashboard:
                     'node_load1 / on (instance) count by (instance) (node_cpu_seconds_total{mode="idle"})',
                     "{{instance}}",
                 ),
-                width=8,
             )
         )
         .with_panel(
@@ -95,17 +93,6 @@ def _host(built: Dashboard) -> Dashboard:
                 "Share of the time in which a disk had something to do.",
                 "percentunit",
                 promql("rate(node_disk_io_time_seconds_total[$__rate_interval])", "{{instance}} {{device}}"),
-                width=8,
-            )
-        )
-        .with_panel(
-            graph(
-                "Network",
-                "What goes over each network card. A speed test is a peak here.",
-                "bps",
-                promql(f"rate(node_network_receive_bytes_total{{{LINKS}}}[$__rate_interval]) * 8", "in {{device}}", "A"),
-                promql(f"rate(node_network_transmit_bytes_total{{{LINKS}}}[$__rate_interval]) * 8", "out {{device}}", "B"),
-                width=8,
             )
         )
     )
