@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from shared import subjects
 from shared.claims import said
 from shared.dead import bury
+from shared.errors import reasons
 from shared.events import ANY, Failure, Result, Status, Tick
 from shared.publish import publish_until_stored
 from shared.pull import Pull
@@ -54,7 +55,7 @@ async def settle(js: JetStreamContext, message: Msg, count: Counter) -> None:
         await message.ack()
         return
     except ValidationError as error:
-        await bury(js, message, f"not an advisory about a tick: {error.errors()[0]['msg']}")
+        await bury(js, message, f"not an advisory about a tick: {reasons(error)}")
         return
     if tick.line == ANY:
         claim = await said(js, subjects.claim(tick.site, tick.run_id))

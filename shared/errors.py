@@ -5,6 +5,7 @@ RefresherError
 ├── Unavailable          a server that is needed does not answer: says which and where
 ├── TooMuch              more was asked for than one answer can hold
 ├── ConsumerGone         the JetStream consumer this process lives from was deleted: exit and be restarted
+├── MessagesLost         what a consumer sent once, and never again, did not arrive: read anew
 └── ProbeError           the link, not the code, is at fault: recorded as a failed result
 """
 
@@ -33,6 +34,10 @@ class TooMuch(RefresherError):
 
 class ConsumerGone(RefresherError):
     """The JetStream consumer or its stream no longer exists."""
+
+
+class MessagesLost(RefresherError):
+    """A consumer without acknowledgements sent messages that did not arrive."""
 
 
 class ProbeError(RefresherError):

@@ -18,7 +18,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from shared.connect import NATS_AWAY
-from shared.errors import ConsumerGone
+from shared.errors import ConsumerGone, MessagesLost
 from shared.waiting import happens
 
 EXPIRES_S = 30.0
@@ -44,8 +44,9 @@ class Pull:
     `async with Pull(...) as pull: messages = await pull.next()`
 
     `group` is the priority group of a consumer that is pinned: of all its clients one gets every message, until it leaves or
-    falls silent. `patience_s` is how long a batch may wait to be full while the server says that more is waiting there: what is
-    alone comes at once all the same.
+    falls silent. `repeats` is whether the consumer sends again what is not acknowledged: where it does not, what was lost on the
+    way is noticed, at the latest when the client has reconnected. `patience_s` is how long a batch may wait to be full while the
+    server says that more is waiting there: what is alone comes at once all the same.
     """
 
     def __init__(
@@ -57,9 +58,12 @@ class Pull:
         *,
         batch: int,
         group: str | None = None,
+        repeats: bool = True,
         patience_s: float = 0,
     ) -> None:
         self._client, self._js, self._group, self._patience_s = client, js, group, patience_s
+        self._repeats, self._taken = repeats, 0
+        """How many were taken of a consumer that repeats nothing: the number of the last one at that consumer."""
         self._answers_within_s = ANSWERS_WITHIN_S
         self._expires_s = PINNED_EXPIRES_S if group else EXPIRES_S
         self._pin: str | None = None
@@ -86,7 +90,7 @@ class Pull:
     async def next(self) -> list[Msg]:
         """Wait for messages and return all that have arrived; meanwhile the next ones are on their way.
 
-        Raises: ConsumerGone when the consumer or its stream was deleted. While the server is away it waits.
+        Raises: ConsumerGone when the consumer or its stream was deleted, MessagesLost. While the server is away it waits.
         """
         has_waited = False
         while True:
@@ -98,11 +102,22 @@ class Pull:
                 await asyncio.sleep(0)  # it goes out before the caller sets to work
             if self._messages and (is_full or has_waited or not self._more_follow()):
                 taken, self._messages = self._messages, []
+                self._count(taken)
                 return taken
             self._wake.clear()
             if not await happens(self._wake, self._patience_s if self._messages else LOOK_EVERY_S):
                 has_waited = bool(self._messages)
                 self._doubt = self._client.stats["reconnects"] > self._reconnects or self._is_silent()
+
+    def _count(self, taken: list[Msg]) -> None:
+        if self._repeats:
+            return
+        self._taken += len(taken)
+        if taken[-1].metadata.sequence.consumer != self._taken:
+            raise self._lost()
+
+    def _lost(self) -> MessagesLost:
+        return MessagesLost(f"messages of consumer {self._consumer} of stream {self._stream} were lost on their way")
 
     def _more_follow(self) -> bool:
         return self._patience_s > 0 and self._messages[-1].metadata.num_pending > 0
@@ -134,7 +149,7 @@ class Pull:
 
     async def _check(self) -> None:
         try:
-            await self._js.consumer_info(self._stream, self._consumer, timeout=self._answers_within_s)
+            info = await self._js.consumer_info(self._stream, self._consumer, timeout=self._answers_within_s)
         except NotFoundError:
             raise ConsumerGone(f"consumer {self._consumer} of stream {self._stream} is gone") from None
         except NATS_AWAY as error:
@@ -144,6 +159,11 @@ class Pull:
             return
         self._doubt, self._answers_within_s = False, ANSWERS_WITHIN_S
         self._owed = 0
+        if self._repeats or not info.delivered or self._taken + len(self._messages) >= info.delivered.consumer_seq:
+            return
+        await asyncio.sleep(0.25)  # the last of them may be about to arrive
+        if self._taken + len(self._messages) < info.delivered.consumer_seq:
+            raise self._lost()
 
     async def _receive(self, message: Msg) -> None:
         self._heard_at = time.monotonic()

@@ -16,7 +16,7 @@ from services.cli import target
 from services.cli.checks.bus import reached
 from shared import subjects
 from shared.connect import NATS_AWAY
-from shared.errors import ConfigurationError, RefresherError
+from shared.errors import ConfigurationError, MessagesLost, RefresherError
 from shared.pull import Pull
 
 BATCH = 1_000
@@ -38,17 +38,13 @@ class Reading:
 
         Raises: RefresherError when one was lost on the way, Unavailable when the server does not answer.
         """
-        left, number = self.messages, 0
-        async with Pull(self._client, self._js, subjects.RESULTS, self._consumer, batch=BATCH) as pull:
+        left = self.messages
+        async with Pull(self._client, self._js, subjects.RESULTS, self._consumer, batch=BATCH, repeats=False) as pull:
             while left:
                 messages = await self._next(pull)
                 if not messages:  # a slow server, or what was left has become too old meanwhile and is gone
                     left = await self._pending()
                     continue
-                for message in messages:
-                    number += 1
-                    if message.metadata.sequence.consumer != number:  # nothing is acknowledged, so nothing is sent twice
-                        raise RefresherError("a message was lost on its way from NATS: run the command again, it does no harm.")
                 left = messages[-1].metadata.num_pending
                 wanted = [message for message in messages if message.metadata.sequence.stream <= self._last]
                 if wanted:
@@ -63,6 +59,8 @@ class Reading:
                     return await pull.next()
             except TimeoutError:
                 return []
+            except MessagesLost as error:
+                raise RefresherError(f"{error}: run the command again, it does no harm.") from None
 
     async def _pending(self) -> int:
         with reached(target.nats_url()):

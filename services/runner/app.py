@@ -29,6 +29,7 @@ from services.runner.settings import RunnerSettings
 from shared import subjects
 from shared.connect import broker, client_of
 from shared.dead import bury
+from shared.errors import reasons
 from shared.events import ANY, Result, Tick
 from shared.provision import PIN_GROUP, WAITING_AT_MOST, until_runner
 from shared.publish import Message, publish_together
@@ -89,7 +90,7 @@ class Runner:
             except ValidationError as error:
                 self._metrics.dead.inc()
                 _, js = client_of(self._broker)
-                await bury(js, message, f"not a tick: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}")
+                await bury(js, message, f"not a tick: {reasons(error)}")
                 continue
             if tick.line in {self.line, ANY}:
                 offers.append(Offer(tick, message))

@@ -18,7 +18,7 @@ from nats.js.errors import NotFoundError
 from shared import subjects
 from shared.buckets import is_removal
 from shared.connect import NATS_AWAY
-from shared.errors import ConsumerGone
+from shared.errors import ConsumerGone, MessagesLost
 from shared.pull import Pull
 from shared.schedules import Schedule, read
 
@@ -47,7 +47,7 @@ class Snapshot:
 
 
 async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot | Change]:
-    """Yield a snapshot, then changes; after the server lost the consumer (a restart), a snapshot again.
+    """Yield a snapshot, then changes; a snapshot again after the server lost the consumer (a restart), or a line was cut.
 
     Raises: ConsumerGone when the bucket itself was deleted: whoever starts anew makes it again.
 
@@ -57,14 +57,14 @@ async def follow(client: Client, js: JetStreamContext) -> AsyncIterator[Snapshot
         asked_at = time.monotonic()
         try:
             consumer = await js.add_consumer(_STREAM, _consumer())
-            async with Pull(client, js, _STREAM, consumer.name, batch=1_000) as pull:
+            async with Pull(client, js, _STREAM, consumer.name, batch=1_000, repeats=False) as pull:
                 with _nothing_collected():
                     yield Snapshot(await _everything(pull, consumer.num_pending or 0), asked_at)
                 while True:
                     for message in await pull.next():
                         yield _change(message)
-        except ConsumerGone:
-            log.info("reading the schedules anew")
+        except (ConsumerGone, MessagesLost) as error:
+            log.info("reading the schedules anew", extra={"reason": str(error)})
         except NotFoundError:
             raise ConsumerGone(f"the bucket {subjects.SCHEDULES} is gone") from None
         except NATS_AWAY as error:

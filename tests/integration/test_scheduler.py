@@ -6,8 +6,9 @@ from itertools import pairwise
 
 from shared import subjects
 from shared.events import Tick, run_id_of
+from tests.cutting import line_to
 from tests.integration.conftest import Bus, Start, interval, until
-from tests.servers import Nats
+from tests.servers import Nats, port_of
 
 
 async def ticks(bus: Bus) -> list[Tick]:
@@ -115,6 +116,27 @@ async def test_changes_are_seen_after_the_server_was_killed(bus: Bus, start: Sta
     assert scheduler.process.poll() is None
     due = [tick.due_at for tick in await ticks(bus) if tick.schedule == "fast"]
     assert len(due) == len(set(due))
+
+
+async def test_a_change_that_a_cut_line_lost_is_seen(bus: Bus, start: Start, nats_server: Nats) -> None:
+    """The server has sent it and sends it no more: the schedules are read anew when the line is back."""
+    stream, port = f"KV_{subjects.SCHEDULES}", port_of(nats_server.url)
+    async with line_to(port) as line:
+        scheduler = start("scheduler", REFRESHER_NATS_URL=nats_server.url.replace(str(port), str(line.port)))
+        await bus.put(interval("fast", 1))
+        await until(lambda: _has(bus, "fast"))
+        (consumer,) = [info.name for info in await bus.js.consumers_info(stream) if info.name.startswith(subjects.SCHEDULER)]
+        line.freeze()
+        await bus.put(interval("later", 1))
+
+        async def is_sent() -> bool:
+            delivered = (await bus.js.consumer_info(stream, consumer)).delivered
+            return delivered is not None and delivered.consumer_seq == 2
+
+        await until(is_sent)
+        line.cut()
+        await until(lambda: _has(bus, "later"), 20)
+    assert scheduler.process.poll() is None
 
 
 async def _put(bus: Bus) -> bool:
