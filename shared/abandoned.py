@@ -65,6 +65,9 @@ async def settle(js: JetStreamContext, message: Msg, count: Counter) -> None:
             await message.ack()
             return
         tick = tick.model_copy(update={"line": claim.line})
+    elif subjects.place_of_consumer(advisory.consumer) != (tick.site, tick.line):
+        await message.ack()  # another line's: to this one it was none to measure
+        return
     failure = Failure(
         kind="abandoned",
         message=f"it was delivered {advisory.deliveries} times and no runner of site {tick.site} finished it: look at their logs",

@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 S = TypeVar("S", bound=Settings)
 
 STOP_WITHIN_S = 10.0
-CANCEL_AGAIN_S = 3.0
-"""No task has more to do than that once it is cancelled."""
+CANCEL_AGAIN_S = 7.0
+"""No task has more to do than that once it is cancelled: a runner publishes what it has, and hands back the rest."""
 DATE_EVERY_S = 1.0
 """How often the date in the answers is set anew."""
 STUCK_AFTER_S = 60.0

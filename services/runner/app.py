@@ -21,7 +21,7 @@ from services.runner.claims import Claims
 from services.runner.heartbeat import Heartbeat
 from services.runner.lease import LineLease
 from services.runner.line import Line
-from services.runner.measure import measure, uses_line
+from services.runner.measure import measure, not_run, uses_line
 from services.runner.metrics import Metrics
 from services.runner.offer import Offer
 from services.runner.progress import Reporter
@@ -30,7 +30,7 @@ from shared import subjects
 from shared.connect import broker, client_of
 from shared.dead import bury
 from shared.errors import reasons
-from shared.events import ANY, Result, Tick
+from shared.events import ANY, Result, Status, Tick
 from shared.provision import PIN_GROUP, WAITING_AT_MOST, until_runner
 from shared.publish import Message, publish_together
 from shared.pull import Pull
@@ -107,6 +107,8 @@ class Runner:
                 self.heartbeat.busy_with(None)
 
     async def _measure_beside(self, offer: Offer) -> Result:
+        if offer.came_late:
+            return not_run(offer.tick, self.id, offer.attempt, Status.MISSED, offer.too_late(""))
         self.heartbeat.beside.add(offer.tick.run_id)
         try:
             return await self._measure(offer)

@@ -7,10 +7,11 @@ import asyncio
 from collections.abc import Sequence
 from uuid import UUID
 
-from services.runner.line import Measure, Publish
+from services.runner.line import LAST_WORDS_S, Measure, Publish
 from services.runner.offer import Ended, Offer
 from shared.events import Result
 from shared.provision import REDELIVER_AFTER_S
+from shared.waiting import happens
 
 AT_ONCE = 100
 """So many are measured at the same time: an engine may need a process for each."""
@@ -26,7 +27,8 @@ class Beside:
         self._tasks, self._measure, self._publish = tasks, measure, publish
         self._runs: dict[UUID, tuple[Offer, asyncio.Task[None]]] = {}
         self._measured: list[tuple[Offer, Result]] = []
-        self._changed = asyncio.Event()
+        self._changed, self._all_published = asyncio.Event(), asyncio.Event()
+        self._all_published.set()
         self._ended = Ended()
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._working = {tasks.create_task(self._end()), tasks.create_task(self._keep())}
@@ -43,11 +45,13 @@ class Beside:
                 self._runs[run_id] = offer, self._tasks.create_task(self._run(offer))
 
     async def stop(self) -> None:
-        """Cut every run short and hand back each tick that has not ended: another runner gets it at once."""
-        tasks = {*self._working, *(task for _, task in self._runs.values())}
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        """Cut every run short and hand back each tick that has not ended: another runner gets it at once.
+
+        Results that are on their way to the stream have a moment to get there.
+        """
+        await _cancelled({task for _, task in self._runs.values()})
+        await happens(self._all_published, LAST_WORDS_S)
+        await _cancelled(self._working)
         for offer, _ in self._runs.values():
             await offer.hand_back()
         self._runs.clear()
@@ -56,6 +60,7 @@ class Beside:
         async with self._turns:
             result = await self._measure(offer)
         self._measured.append((offer, result))
+        self._all_published.clear()
         self._changed.set()
 
     async def _end(self) -> None:
@@ -69,6 +74,8 @@ class Beside:
                 self._ended.add(offer.tick.run_id)
                 del self._runs[offer.tick.run_id]
                 await offer.acknowledge()
+            if not self._measured:
+                self._all_published.set()
 
     async def _keep(self) -> None:
         """Tell the server again and again that these ticks are being looked after."""
@@ -76,3 +83,10 @@ class Beside:
             await asyncio.sleep(REDELIVER_AFTER_S[0] / 3)
             for offer in [offer for offer, _ in self._runs.values()]:
                 await offer.keep()
+
+
+async def _cancelled(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

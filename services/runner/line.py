@@ -22,6 +22,10 @@ Measure = Callable[[Offer], Awaitable[Result]]
 Publish = Callable[[Sequence[Result]], Awaitable[None]]
 
 
+LAST_WORDS_S = 2.0
+"""So long a runner that is told to stop waits for the stream to take the results that it has."""
+
+
 class Line:
     """Takes ticks with `offer`, measures them one after another in `run`, and hands back with `stop` what has not ended.
 
@@ -34,6 +38,8 @@ class Line:
         self._waiting: list[Offer] = []
         self._current: Offer | None = None
         self._measuring: asyncio.Task[Result] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        """What publishes the result of the current run."""
         self._ended = Ended()
         self._changed = asyncio.Event()
         self._stopping = False
@@ -64,11 +70,16 @@ class Line:
             keeping.cancel()
 
     async def stop(self) -> None:
-        """Cut the run short, if there is one, and hand back every tick that has not ended: another runner gets it at once."""
+        """Cut the run short, if there is one, and hand back every tick that has not ended: another runner gets it at once.
+
+        A result that is on its way to the stream has a moment to get there.
+        """
         self._stopping = True
         if self._measuring:
             self._measuring.cancel()
             await asyncio.wait({self._measuring})
+        elif self._ending:
+            await asyncio.wait({self._ending}, timeout=LAST_WORDS_S)
         for offer in (*([self._current] if self._current else []), *self._waiting):
             await offer.hand_back()
         self._current, self._waiting = None, []
@@ -79,9 +90,11 @@ class Line:
 
     async def _take(self, offer: Offer) -> None:
         # what any line may measure does not keep this one busy before it has it
-        waiting = [each for each in self._waiting if not each.is_anybodys]
+        waiting = [each for each in self._waiting if not (each.is_anybodys or each.came_late)]
         others = waiting if self._current is None else [self._current, *waiting]
-        match "queue_all" if offer.is_anybodys else offer.tick.overlap:
+        if self._current is None:
+            waiting = waiting[1:]  # one of them is next
+        match "queue_all" if offer.is_anybodys or offer.came_late else offer.tick.overlap:
             case "skip" if others:
                 return await self._skip(offer, f"the line was busy with the {_name(others[0].tick)}, and two tests at once each read low")
             case "queue_one" if waiting:
@@ -102,9 +115,8 @@ class Line:
             if not await self._gets(offer):
                 continue
             self._waiting.remove(offer)
-            who = f"no line of site {offer.tick.site} was free" if offer.is_anybodys else "the line was busy"
-            reason = f"{who} until it was too late to start, {offer.tick.expires_at:%Y-%m-%d %H:%M:%S} UTC"
-            await self._end(offer, not_run(offer.tick, self._runner, offer.attempt, Status.MISSED, Failure(kind="expired", message=reason)))
+            why = offer.too_late(f"no line of site {offer.tick.site} was free" if offer.is_anybodys else "the line was busy")
+            await self._end(offer, not_run(offer.tick, self._runner, offer.attempt, Status.MISSED, why))
 
     async def _next(self) -> Offer | None:
         """Take out the tick that is measured next: the first one that is this line's, or that it gets."""
@@ -142,10 +154,12 @@ class Line:
                 return  # told to stop: it is handed back
             reason = f"it was cut short for the {_name(offer.ended_by)}"
             ended = not_run(offer.tick, self._runner, offer.attempt, Status.SKIPPED, Failure(kind="cancelled", message=reason))
-            await self._end(offer, ended.model_copy(update={"started_at": started_at}))
+            result = ended.model_copy(update={"started_at": started_at})
         else:
-            await self._end(offer, measuring.result())
-        self._current = None
+            result = measuring.result()
+        self._ending = asyncio.ensure_future(self._end(offer, result))
+        await self._ending
+        self._current = self._ending = None
 
     async def _end(self, offer: Offer, result: Result) -> None:
         """Publish a result and only then acknowledge its tick: a crash in between has it measured again, and stored once."""

@@ -4,13 +4,14 @@ import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import count
 from uuid import UUID
 
 from nats.aio.msg import Msg
 
 from shared.connect import NATS_AWAY
-from shared.events import ANY, Tick
+from shared.events import ANY, Failure, Tick
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,11 @@ class Offer:
     """The tick for which its run is cut short."""
     is_wished_for: bool = False
     """The other lines of the site were told that this one waits to measure it."""
+    came_late: bool = field(init=False)
+    """It was too late to start when it came here: it waits for nothing, and nothing waits for it."""
+
+    def __post_init__(self) -> None:
+        self.came_late = datetime.now(UTC) >= self.tick.expires_at
 
     @property
     def attempt(self) -> int:
@@ -42,6 +48,17 @@ class Offer:
     def is_anybodys(self) -> bool:
         """Whether every line of the site was handed it, and one of them is to measure it."""
         return self.tick.line == ANY
+
+    def too_late(self, why: str) -> Failure:
+        """Return why its run was not started in time; `why` is that of one that came in time."""
+        until = f"{self.tick.expires_at:%Y-%m-%d %H:%M:%S} UTC"
+        if not self.came_late:
+            return Failure(kind="expired", message=f"{why} until it was too late to start, {until}")
+        if self.attempt > 1:
+            look = "see in its log why it ended"
+            return Failure(kind="lost", message=f"a runner had it and left no result, and the next one came after {until}: {look}")
+        look = "see that one is there, and reaches NATS (refresher runners)"
+        return Failure(kind="runner_offline", message=f"it came to a runner only after {until}, when it was too late to start: {look}")
 
     async def keep(self) -> None:
         """Tell the server that the tick is being looked after."""

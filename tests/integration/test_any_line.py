@@ -1,6 +1,7 @@
 """Runs for any line of a site: which one measures, and that exactly one does, with runners as processes on a real server."""
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import Sequence
@@ -223,6 +224,22 @@ async def give_up(bus: Bus, line: str) -> None:
             await message.nak()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(pull.next(), 0.5)  # the server notices when somebody asks for more
+
+
+async def test_a_line_gives_up_no_run_of_another(bus: Bus, start: Start, database_url: str, database: Database) -> None:
+    """All lines of a site are handed its ticks; one that does not even look at them says nothing of a run."""
+    await bus.tick(tick={"line": "lte"})
+    sequence = (await bus.js.stream_info(subjects.TICKS)).state.last_seq
+    start("recorder", database_url)
+    advisory = {"stream": subjects.TICKS, "consumer": "runner-home+fibre", "stream_seq": sequence, "deliveries": MAX_DELIVERIES}
+    await bus.js.publish(subjects.EXHAUSTED.replace(">", "runner-home+fibre"), json.dumps(advisory).encode())
+
+    async def settled() -> bool:
+        info = await bus.js.consumer_info(subjects.ADVISORIES, subjects.RECORDER)
+        return info.ack_floor is not None and info.ack_floor.stream_seq == 1
+
+    await until(settled)
+    assert await bus.count(subjects.RESULTS) == 0
 
 
 async def test_only_the_line_that_has_a_run_can_give_it_up(bus: Bus, start: Start, database_url: str, database: Database) -> None:

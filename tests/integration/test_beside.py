@@ -176,6 +176,39 @@ async def test_a_tick_that_comes_again_is_not_measured_again(bus: Bus) -> None:
     assert measured == [1]
 
 
+async def test_results_on_their_way_are_not_thrown_away_by_a_stop(bus: Bus) -> None:
+    """They get a moment to reach the stream; what is still being measured is handed back at once."""
+    published: list[UUID] = []
+    is_publishing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def measure(offer: Offer) -> Result:
+        if offer.tick.run_id == slow.run_id:
+            await asyncio.sleep(60)
+        return not_run(offer.tick, "runner-1", offer.attempt, Status.MISSED, Failure(kind="expired", message="of the test"))
+
+    async def publish(results: Sequence[Result]) -> None:
+        is_publishing.set()
+        await go_on.wait()
+        published.extend(result.run_id for result in results)
+
+    quick, slow = await bus.tick(), await bus.tick()
+    async with asyncio.TaskGroup() as tasks, Pull(bus.client, bus.js, subjects.TICKS, "runner-home", batch=2, group=PIN_GROUP) as pull:
+        beside = Beside(tasks, measure, publish)
+        messages: list[Msg] = []
+        while len(messages) < 2:
+            messages += await pull.next()
+        await beside.offer([Offer(tick, message) for tick, message in zip((quick, slow), messages, strict=True)])
+        await is_publishing.wait()
+        stopping = asyncio.create_task(beside.stop())
+        await asyncio.sleep(0.1)
+        go_on.set()
+        await stopping
+        assert published == [quick.run_id]
+        (again,) = await asyncio.wait_for(pull.next(), 5)
+        assert again.metadata.num_delivered == 2
+        assert str(slow.run_id).encode() in again.data
+
+
 async def test_an_engine_is_not_run_for_all_at_once(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may need a process for each: the others wait until one has ended."""
     monkeypatch.setattr(services.runner.beside, "AT_ONCE", 2)

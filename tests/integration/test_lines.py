@@ -5,9 +5,16 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 
+import pytest
+
+from services.runner.claims import Claims
+from services.runner.line import Line
+from services.runner.measure import not_run
+from services.runner.offer import Offer
 from shared import subjects
-from shared.events import Result, Status
-from shared.provision import UNPINNED_AFTER_S, provision_runner
+from shared.events import Failure, Result, Status
+from shared.provision import PIN_GROUP, UNPINNED_AFTER_S, provision_runner
+from shared.pull import Pull
 from shared.runners import Runner
 from tests.integration.conftest import Bus, Start, until
 from tests.servers import Nats
@@ -142,6 +149,80 @@ async def test_a_run_that_finds_the_line_busy_does_as_its_schedule_says(bus: Bus
     ]
     assert found[skipped.run_id].started_at is None
     assert at_once(list(found.values())) == 0
+
+
+@pytest.mark.parametrize("overlap", ["skip", "queue_one", "cancel_other"])
+async def test_what_comes_too_late_keeps_nobody_from_measuring(bus: Bus, start: Start, overlap: str) -> None:
+    """After an outage of the runner: the line is idle, whatever has expired, and the reason is not that it was busy."""
+    late = [await bus.tick(expires_in_s=-1, seconds=BRIEF_S, tick={"overlap": overlap}) for _ in range(2)]
+    valid = await bus.tick(seconds=1, tick={"overlap": overlap})
+    start("runner")
+    found = {result.run_id: result for result in await results(bus, 3)}
+    assert kinds([found[each.run_id] for each in (*late, valid)]) == [
+        *((Status.MISSED, "runner_offline"), (Status.MISSED, "runner_offline")),
+        (Status.SUCCEEDED, None),
+    ]
+    long = await bus.tick(seconds=2)
+    await until(lambda: busy(bus))
+    await bus.tick(expires_in_s=-1, seconds=BRIEF_S, tick={"overlap": overlap})
+    found = {result.run_id: result for result in await results(bus, 5)}
+    assert found[long.run_id].status == Status.SUCCEEDED, "nothing is cut short for a run that cannot start"
+
+
+async def test_a_run_that_was_begun_in_time_and_comes_back_too_late_is_lost(bus: Bus, start: Start) -> None:
+    """Its runner was stopped in the middle: the line was not busy, and a runner was there."""
+    first = start("runner")
+    await bus.tick(seconds=60, expires_in_s=1)
+    await until(lambda: busy(bus))
+    await asyncio.sleep(1)
+    first.stop()
+    start("runner")
+    assert kinds(await results(bus, 1)) == [(Status.MISSED, "lost")]
+
+
+async def test_one_waits_also_where_both_come_at_once(bus: Bus, start: Start) -> None:
+    """When a runner takes over: one is next, and one may wait; a third may not."""
+    ticks = [await bus.tick(seconds=BRIEF_S, tick={"overlap": "queue_one"}) for _ in range(3)]
+    start("runner")
+    found = {result.run_id: result for result in await results(bus, 3)}
+    assert kinds([found[each.run_id] for each in ticks]) == [
+        *((Status.SUCCEEDED, None), (Status.SUCCEEDED, None)),
+        (Status.SKIPPED, "line_busy"),
+    ]
+
+
+async def test_a_result_on_its_way_is_not_thrown_away_by_a_stop(bus: Bus) -> None:
+    """It gets a moment to reach the stream; a runner that threw it away would hand its tick back, to be measured again or missed."""
+    published: list[Result] = []
+    is_publishing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def measure(offer: Offer) -> Result:
+        return not_run(offer.tick, "runner-1", offer.attempt, Status.SKIPPED, Failure(kind="line_busy", message="of the test"))
+
+    async def publish(results: Sequence[Result]) -> None:
+        is_publishing.set()
+        await go_on.wait()
+        published.extend(results)
+
+    tick = await bus.tick()
+    claims = Claims(lambda: (bus.client, bus.js), "runner-1", ("home", None), (), ())
+    line = Line("runner-1", measure, publish, claims)
+    running = asyncio.create_task(line.run())
+    async with Pull(bus.client, bus.js, subjects.TICKS, "runner-home", batch=1, group=PIN_GROUP) as pull:
+        await line.offer([Offer(tick, *(await pull.next()))])
+        await is_publishing.wait()
+        stopping = asyncio.create_task(line.stop())
+        await asyncio.sleep(0.1)
+        go_on.set()
+        await stopping
+        running.cancel()
+        assert [result.run_id for result in published] == [tick.run_id]
+
+        async def is_acknowledged() -> bool:
+            info = await bus.js.consumer_info(subjects.TICKS, "runner-home")
+            return not info.num_ack_pending and not info.num_redelivered
+
+        await until(is_acknowledged)
 
 
 async def test_a_run_may_cut_another_one_short(bus: Bus, start: Start) -> None:

@@ -52,7 +52,7 @@ async def test_what_cannot_be_measured_is_a_result_too(bus: Bus, start: Start) -
     """Too late: missed. An engine that is not here, or options that it refuses: failed, and the message says what to do."""
     start("runner")
     late = await result_of(bus, (await bus.tick(expires_in_s=-1)).run_id)
-    assert (late.status, late.failure and late.failure.kind, late.started_at) == (Status.MISSED, "expired", None)
+    assert (late.status, late.failure and late.failure.kind, late.started_at) == (Status.MISSED, "runner_offline", None)
     stranger = await result_of(bus, (await bus.tick("teleport")).run_id)
     assert stranger.status is Status.FAILED
     assert stranger.failure
