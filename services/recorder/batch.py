@@ -48,7 +48,7 @@ async def store_each(messages: Sequence[Msg], insert: Insert) -> AsyncIterator[S
     refused: list[Refused] = []
     for message in messages:
         try:
-            parsed.append((message, parse(message)))
+            parsed.append((message, parse(message.subject, message.data, message.metadata.timestamp)))
         except ValueError as error:
             refused.append(Refused(message, _reason(error)))
     if parsed:
@@ -74,28 +74,31 @@ async def _store(parsed: Sequence[Parsed], insert: Insert) -> AsyncIterator[Stor
     yield Stored(parsed, new)
 
 
-def parse(message: Msg) -> Result:
+def parse(subject: str, data: bytes, published_at: datetime) -> Result:
     """Return the result in a message.
 
     The server lets a runner publish on the subjects of its site alone, so what the result says of itself is held against
     the subject: no runner can speak for another site, or take the place of a run there.
     Raises: ValueError when it is no result, is not of that site, or its due instant is absurd.
     """
-    result = Result.model_validate_json(message.data)
-    if not subjects.is_result_of(result.site, message.subject):
-        raise ValueError(f"it is of site {result.site} and came on {message.subject}")
+    result = Result.model_validate_json(data)
+    if not subjects.is_result_of(result.site, subject):
+        raise ValueError(f"it is of site {result.site} and came on {subject}")
     if not _is_its_own(result):
         raise ValueError(f"{result.run_id} is not the id of that run")
-    if not OLDEST <= result.due_at <= message.metadata.timestamp + NEWEST:  # the server's clock: this machine's may be wrong
+    if not OLDEST <= result.due_at <= published_at + NEWEST:  # the server's clock: this machine's may be wrong
         raise ValueError(f"due_at {result.due_at.isoformat()} is before 2000 or after it was published")
     return result
 
 
 def _is_its_own(result: Result) -> bool:
-    """Return whether the id belongs to this run: it follows from schedule, site and instant, or is random (UUID version 4)."""
+    """Return whether the id belongs to this run: it follows from schedule, site and instant, or is random (UUID version 4).
+
+    Instants are whole seconds, and so is what the id is made of: a fraction of one would be another row of the same run.
+    """
     if result.trigger == "manual" or result.schedule is None:
         return result.run_id.version == 4
-    return result.run_id == run_id_of(result.schedule, result.site, result.due_at)
+    return not result.due_at.microsecond and result.run_id == run_id_of(result.schedule, result.site, result.due_at)
 
 
 def _reason(error: Exception) -> str:

@@ -15,11 +15,12 @@ from nats.js.api import RawStreamMsg
 from nats.js.errors import NotFoundError
 from pydantic import ValidationError
 
-from services.recorder.batch import NEWEST
+from services.recorder import store
+from services.recorder.batch import NEWEST, parse
 from shared import subjects
 from shared.buckets import is_removal
 from shared.database import Connection
-from shared.events import Tick
+from shared.events import Result, Tick
 from shared.history import spec
 from shared.schedules import read
 
@@ -51,13 +52,53 @@ async def read_asked(connection: Connection, js: JetStreamContext) -> None:
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """Up to which result of the stream all have their rows, and in which database."""
+
+    database: str
+    sequence: int
+
+
+async def read_results(connection: Connection, js: JetStreamContext, last: Recorded | None) -> Recorded:
+    """See that every result that was acknowledged to the stream has its row, and return up to where that is so.
+
+    `last` is what this returned before, None the first time. A recorder acknowledges after the commit, so nothing is read as long as
+    it is the same database. But another one in its place, or one that was put back to an earlier state (a copy, a standby that was
+    behind), lacks what was acknowledged since.
+    Raises: nats.errors.Error, asyncpg.PostgresError; what was read before stays.
+    """
+    here: str = await connection.fetchval(_DATABASE)
+    place = await _place(connection, js, subjects.RESULTS, "results")
+    floor = (await js.consumer_info(subjects.RESULTS, subjects.RECORDER)).ack_floor
+    until = floor.stream_seq if floor else 0
+    sequence, found = place.sequence, 0
+    is_behind = place.is_new or last is None or last.database != here or sequence < last.sequence
+    while is_behind and not place.is_first:
+        messages = [message async for message in _messages(js, subjects.RESULTS, subjects.ALL_RESULTS, sequence, until)]
+        if not messages:
+            break
+        async with connection.transaction():
+            found += await store.insert(connection, [result for message in messages if (result := _result(message))])
+            sequence = messages[-1].seq or sequence
+            await _keep(connection, "results", place, sequence)
+    if found:
+        log.warning("results that had been acknowledged were not in the database: they are again", extra={"results": found})
+    if until > sequence or place.is_new:
+        sequence = max(sequence, until)
+        await _keep(connection, "results", place, sequence)
+    return Recorded(here, sequence)
+
+
+@dataclass(frozen=True)
 class _Place:
     """Where the reading of a stream has come to."""
 
     made_at: datetime
     sequence: int
     is_new: bool
-    """The stream is not the one that was read before: it was made anew."""
+    """The stream is not the one that was read before: it was made anew, or put back to an earlier state."""
+    is_first: bool
+    """Nobody has read it before."""
 
 
 async def _read_schedules(connection: Connection, js: JetStreamContext) -> bool:
@@ -70,7 +111,7 @@ async def _read_schedules(connection: Connection, js: JetStreamContext) -> bool:
             await connection.execute(_FLOOR)
             await connection.execute(_GONE)
         await connection.executemany(_VERSION, [_version(message) for message in messages])
-        await _keep(connection, "schedules", place, messages)
+        await _keep(connection, "schedules", place, _last(messages, place))
     return len(messages) == AT_ONCE
 
 
@@ -83,33 +124,49 @@ async def _read_asked(connection: Connection, js: JetStreamContext) -> bool:
     async with connection.transaction():
         await connection.executemany(_ASKED, [row[1:] for row in asked])
         await connection.executemany(_OPEN, asked)
-        await _keep(connection, "ticks", place, messages)
+        await _keep(connection, "ticks", place, _last(messages, place))
     return len(messages) == AT_ONCE
 
 
 async def _place(connection: Connection, js: JetStreamContext, stream: str, what: str) -> _Place:
-    made_at = (await js.stream_info(stream)).created
+    info = await js.stream_info(stream)
     row = await connection.fetchrow(f"SELECT {what}_made_at AS made_at, {what}_sequence AS sequence FROM ledger_state")  # noqa: S608 - a name from here
     known_at, sequence = (row["made_at"], row["sequence"]) if row else (None, 0)
-    made_at = (made_at or datetime.now(UTC)).astimezone(UTC)
-    is_new = known_at != made_at
-    return _Place(made_at, 0 if is_new else sequence, is_new)
+    made_at = (info.created or datetime.now(UTC)).astimezone(UTC)
+    is_older = known_at == made_at and sequence > info.state.last_seq
+    if is_older:
+        log.warning("a stream was put back to an earlier state: reading it anew", extra={"stream": stream, "last": info.state.last_seq})
+    is_new = is_older or known_at != made_at
+    return _Place(made_at, 0 if is_new else sequence, is_new, known_at is None)
 
 
-async def _keep(connection: Connection, what: str, place: _Place, messages: list[RawStreamMsg]) -> None:
-    sequence = messages[-1].seq if messages else place.sequence
+def _last(messages: list[RawStreamMsg], place: _Place) -> int:
+    return (messages[-1].seq if messages else None) or place.sequence
+
+
+async def _keep(connection: Connection, what: str, place: _Place, sequence: int) -> None:
     await connection.execute(f"UPDATE ledger_state SET {what}_made_at = $1, {what}_sequence = $2", place.made_at, sequence)  # noqa: S608 - as above
 
 
-async def _messages(js: JetStreamContext, stream: str, pattern: str, after: int) -> AsyncIterator[RawStreamMsg]:
-    """Yield the messages on a subject after a sequence, at most AT_ONCE, as their leader has them."""
+async def _messages(js: JetStreamContext, stream: str, pattern: str, after: int, until: int | None = None) -> AsyncIterator[RawStreamMsg]:
+    """Yield the messages on a subject after a sequence, up to another, at most AT_ONCE, as their leader has them."""
     for _ in range(AT_ONCE):
         try:
             message = await js.get_msg(stream, after + 1, pattern, next=True)
         except NotFoundError:
             return
         after = message.seq or after + 1
+        if until is not None and after > until:
+            return
         yield message
+
+
+def _result(message: RawStreamMsg) -> Result | None:
+    """Return the result in a message; None where it could not be stored before either, and was put aside."""
+    try:
+        return parse(str(message.subject), message.data or b"", message.time or datetime.now(UTC))
+    except ValueError:
+        return None
 
 
 def _version(message: RawStreamMsg) -> tuple[str, int, datetime, str | None]:
@@ -139,6 +196,9 @@ def _asked(message: RawStreamMsg) -> tuple[object, ...] | None:
     return message.seq, tick.run_id, tick.due_at, tick.expires_at, tick.site, tick.line, tick.schedule, tick.engine
 
 
+_DATABASE = """
+SELECT concat_ws(' ', (SELECT oid FROM pg_database WHERE datname = current_database()), pg_postmaster_start_time())
+"""
 _VERSION = """
 INSERT INTO schedule_versions (number, name, revision, since, spec)
 SELECT coalesce(max(number), 0) + 1, $1, $2, greatest($3, (SELECT schedules_floor FROM ledger_state)), $4::jsonb FROM schedule_versions

@@ -19,7 +19,7 @@ from nats.js.errors import NotFoundError
 from pydantic import ValidationError
 
 from services.recorder import open_runs
-from services.recorder.history import read_asked, read_schedules
+from services.recorder.history import Recorded, read_asked, read_results, read_schedules
 from services.recorder.metrics import Metrics
 from services.recorder.open_runs import OpenRun
 from services.recorder.presence import Presence
@@ -53,6 +53,7 @@ class Settler:
         self._pool, self._metrics = pool, metrics
         self._every_s, self._patience = every_s, timedelta(seconds=after_s)
         self._presence = Presence(after_s)
+        self._recorded: Recorded | None = None
         self._versions: list[Version] = []
         self._spans: list[Span] = []
         self._current: dict[str, Schedule | None] = {}
@@ -75,6 +76,7 @@ class Settler:
                 return False
             await read_schedules(connection, js)
             await read_asked(connection, js)
+            self._recorded = await read_results(connection, js, self._recorded)
             await self._learn(connection)
             now = min(datetime.now(UTC), await connection.fetchval("SELECT clock_timestamp()"))
             has_more = await self._open_up(connection, now - self._patience)

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import shutil
+import signal
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,11 +12,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 
 from services.recorder import open_runs
 from shared import subjects
 from shared.audit import Audit, audit
+from shared.connect import NATS_AWAY
 from shared.due import instants, start_of
 from shared.errors import TooMuch
 from shared.events import Failure, Status, run_id_of
@@ -26,7 +30,7 @@ from tests.integration.api_server import api_server
 from tests.integration.conftest import Bus, Start, interval, until
 from tests.integration.rows import insert, row
 from tests.integration.test_recorder import Database, a_result, publish
-from tests.servers import Nats
+from tests.servers import Nats, Postgres, running
 
 QUICK = {"REFRESHER_RECORDER_SETTLE_EVERY_S": "0.2", "REFRESHER_RECORDER_SETTLE_AFTER_S": "1", "REFRESHER_RECORDER_AUDIT_EVERY_S": "0.5"}
 LONG = timedelta(hours=2)
@@ -346,6 +350,97 @@ async def test_a_bucket_that_is_made_anew_ends_what_was_in_it(
     assert (last["revision"], last["spec"]) == (None, None)
     await remove(bus, "kept")
     await until_settled(database)
+
+
+async def test_streams_that_were_put_back_to_an_earlier_state_are_read_anew(
+    bus: Bus, start: Start, database_url: str, database: Database, nats_server: Nats
+) -> None:
+    """As by a snapshot of the server's disk: they are as old as before, and shorter than what was read of them."""
+    start("recorder", database_url, **QUICK)
+    await bus.put(interval("removed", 1))
+    await until(lambda: database.fetchval("SELECT count(*) = 1 FROM schedule_versions"))
+    store = nats_server.configuration.parent / "nats"
+    kept = store.with_name("kept")
+    nats_server.kill()
+    shutil.copytree(store, kept)
+    nats_server.start()
+    await until(lambda: answers(bus), 20)
+    await remove(bus, "removed")
+    ticks = [await bus.tick(expires_in_s=0) for _ in range(3)]
+    await until(lambda: database.fetchval("SELECT count(*) = 3 FROM asked_runs"), 20)
+    nats_server.kill()
+    shutil.rmtree(store)
+    kept.rename(store)
+    nats_server.start()
+    await until(lambda: answers(bus), 20)
+    asked = await bus.tick(expires_in_s=0)
+    await until(lambda: database.fetchval("SELECT true FROM results WHERE run_id = $1", asked.run_id), 20)
+    await until(lambda: database.fetchval("SELECT count(*) = 2 FROM schedule_versions WHERE spec IS NOT NULL"), 20)
+    await remove(bus, "removed")
+    await until_settled(database)
+    assert await database.fetchval("SELECT count(*) FROM results WHERE run_id = ANY($1)", [tick.run_id for tick in ticks]) == 3
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_database_that_was_put_back_gets_its_results_again(
+    bus: Bus, start: Start, database_url: str, database: Database, *, restarted: bool
+) -> None:
+    """As from a copy: what was acknowledged since is read once more, and not taken for lost."""
+    recorder = start("recorder", database_url, **QUICK)
+    before, after = await bus.tick(), await bus.tick()
+    start("runner")
+    await until(lambda: database.fetchval("SELECT count(*) = 2 FROM results"))
+    state = "settled_until, schedules_sequence, ticks_sequence, results_sequence"
+    await until(lambda: database.fetchval("SELECT results_sequence = 2 FROM ledger_state"))
+    if restarted:
+        recorder.stop()
+    async with database.transaction():
+        (old,) = await database.fetch(f"SELECT {state} FROM ledger_state")
+        await database.execute("DELETE FROM results WHERE run_id = $1", after.run_id)
+        await database.execute("DELETE FROM asked_runs WHERE run_id = $1", after.run_id)
+        await database.execute(
+            f"UPDATE ledger_state SET ({state}) = ROW($1, $2, $3, 1)",
+            *(old["settled_until"] - timedelta(minutes=1), old["schedules_sequence"], old["ticks_sequence"] - 1),
+        )
+    if restarted:
+        recorder.start()
+    await until(lambda: database.fetchval("SELECT count(*) = 2 FROM results"), 20)
+    await until_settled(database)
+    rows = await database.fetch("SELECT run_id, status FROM results ORDER BY due_at")
+    assert [tuple(row) for row in rows] == [(before.run_id, "succeeded"), (after.run_id, "succeeded")]
+    assert "were not in the database" in recorder.log.read_text()
+
+
+async def test_a_standby_that_was_behind_gets_what_it_lacks(bus: Bus, start: Start, open_directory: Path) -> None:
+    """It is another server: though it knows of as much as was looked at last, what was acknowledged since then is read once more."""
+    with running(Postgres(open_directory)) as server:
+        assert isinstance(server, Postgres)
+        recorder = start("recorder", server.url, **QUICK | {"REFRESHER_RECORDER_SETTLE_EVERY_S": "3"})
+        start("runner")
+        ticks = [await bus.tick()]
+        database = await asyncpg.connect(server.url)
+        await until(lambda: database.fetchval("SELECT results_sequence = 1 FROM ledger_state"))
+        ticks.append(await bus.tick())
+        await until(lambda: database.fetchval("SELECT count(*) = 2 FROM results"))
+        recorder.process.send_signal(signal.SIGSTOP)  # between two looks
+        await database.execute("DELETE FROM results WHERE run_id = $1", ticks[1].run_id)
+        await database.execute("UPDATE ledger_state SET results_sequence = 1")
+        await database.close()
+        server.stop()
+        server.start()
+        recorder.process.send_signal(signal.SIGCONT)
+        database = await asyncpg.connect(server.url)
+        await until(lambda: database.fetchval("SELECT count(*) = 2 FROM results WHERE status = 'succeeded'"), 20)
+        await database.close()
+
+
+async def answers(bus: Bus) -> bool:
+    """Return whether the server is there again."""
+    try:
+        await bus.js.stream_info(subjects.TICKS)
+    except NATS_AWAY:
+        return False
+    return True
 
 
 async def test_a_schedule_that_reaches_past_the_calendar_ends_nothing(

@@ -110,7 +110,7 @@ REQUESTS = (
     # results: the runners of their site, and the recorder for them
     *((user, "refresher.result.home.hourly") for user in ("scheduler", "api", "runner-office", "runner-office+lte")),
     *((user, "$JS.API.CONSUMER.MSG.NEXT.RESULTS.recorder") for user in ("scheduler", "api", "runner-home", "runner-office")),
-    *((user, "$JS.API.STREAM.MSG.GET.RESULTS") for user in USERS),
+    *((user, "$JS.API.STREAM.MSG.GET.RESULTS") for user in USERS if user != "recorder"),
     *((user, "$JS.ACK.RESULTS.recorder.1.1.1.1.0") for user in ("scheduler", "api", "runner-home", "runner-office")),
     # schedules and runners
     *((user, "$KV.refresher-schedules.hourly") for user in ("scheduler", "recorder", "runner-home", "runner-office")),
@@ -237,6 +237,7 @@ ANSWERS = (
     ("recorder", "$JS.API.STREAM.MSG.GET.KV_refresher-schedules", b'{"seq": 1, "next_by_subj": ">"}'),
     ("recorder", "$JS.API.DIRECT.GET.KV_refresher-runners.$KV.refresher-runners.home.nobody", b""),
     ("recorder", "$JS.API.STREAM.MSG.GET.CLAIMS", b'{"seq": 1, "next_by_subj": ">"}'),
+    ("recorder", "$JS.API.STREAM.MSG.GET.RESULTS", b'{"seq": 1, "next_by_subj": ">"}'),
     ("runner-office", f"$JS.API.DIRECT.GET.CLAIMS.refresher.claim.office.{RUN}.has", b""),
     ("runner-office", "$JS.API.DIRECT.GET.KV_refresher-lines.$KV.refresher-lines.office", b""),
     ("recorder", "$JS.API.STREAM.MSG.GET.DEAD", b'{"seq": 1, "next_by_subj": ">"}'),

@@ -11,6 +11,7 @@ import pytest
 
 from services.api import queries, summaries
 from services.api.database import Database
+from services.api.newest import EACH_TIME
 from services.api.parameters import Newest, Origin, Wanted
 from shared.settings import DatabaseSettings
 
@@ -90,7 +91,7 @@ READS: dict[str, tuple[Callable[[Database], Awaitable[object]], tuple[str, ...]]
     "the newest": (lambda each: queries.newest(each, Newest(site="site-7")), MONTHS),
     "one run": (lambda each: queries.one(each, UUID(int=7)), MONTHS),
     "the page": (lambda each: queries.newest_flat(each, "download_bps"), MONTHS),
-    "the metrics": (lambda each: each.rows(queries.LATEST_PER_LINE), MONTHS),
+    "the metrics": (lambda each: each.rows(queries.NEWEST, EACH_TIME), MONTHS),
     "a week of a schedule by the hour": (lambda each: summaries.summary(each, Origin(schedule="schedule-7"), HOURS), MONTHS[1:]),
     "a month of a schedule by the hour": (lambda each: summaries.summary(each, Origin(schedule="schedule-7"), MONTH), MONTHS[:1]),
     "a month of a site by days of another zone": (lambda each: summaries.summary(each, Origin(site="site-7"), DAYS), MONTHS[:1]),

@@ -164,6 +164,9 @@ BAD = {
     "a time without a zone": _with(due_at="2026-01-01T00:00:00"),
     "a site that is not the subject's": _with(site="office"),
     "the id of another run": _with(trigger="schedule"),
+    "a fraction of a second besides": _with(
+        trigger="schedule", due_at="2026-10-01T00:00:00.4Z", run_id=str(run_id_of("hourly", "home", datetime(2026, 10, 1, tzinfo=UTC)))
+    ),
     "an id that somebody could foretell": _with(run_id=str(run_id_of("hourly", "office", datetime.now(UTC)))),
     "numbers of a failed run": _with(status="failed", failure={"kind": "x", "message": "y"}),
 }

@@ -1,5 +1,6 @@
 """The scheduler as a process, on a real server."""
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -122,7 +123,8 @@ async def test_a_change_that_a_cut_line_lost_is_seen(bus: Bus, start: Start, nat
     """The server has sent it and sends it no more: the schedules are read anew when the line is back."""
     stream, port = f"KV_{subjects.SCHEDULES}", port_of(nats_server.url)
     async with line_to(port) as line:
-        scheduler = start("scheduler", REFRESHER_NATS_URL=nats_server.url.replace(str(port), str(line.port)))
+        through = nats_server.url.replace(str(port), str(line.port))
+        scheduler = await asyncio.to_thread(start, "scheduler", REFRESHER_NATS_URL=through)
         await bus.put(interval("fast", 1))
         await until(lambda: _has(bus, "fast"))
         (consumer,) = [info.name for info in await bus.js.consumers_info(stream) if info.name.startswith(subjects.SCHEDULER)]
