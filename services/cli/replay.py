@@ -49,7 +49,7 @@ class Summary:
     refused: int = 0
     reasons: dict[str, Reason] = field(default_factory=dict)
 
-    def add(self, outcome: "Stored | Refused") -> None:
+    def add(self, outcome: "Stored[Msg] | Refused[Msg]") -> None:
         """Count what became of one or more messages."""
         from services.recorder.batch import Stored
 

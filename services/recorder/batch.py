@@ -6,6 +6,7 @@ The recorder and `refresher replay` both go this way, so that a replayed row is 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Generic, TypeVar
 
 from nats.aio.msg import Msg
 from pydantic import ValidationError
@@ -19,47 +20,47 @@ OLDEST = datetime(2000, 1, 1, tzinfo=UTC)
 NEWEST = timedelta(days=1)
 """A due instant outside of these is a broken clock, not a result; a month that nobody lives in gets no partition."""
 
-Parsed = tuple[Msg, Result]
 Insert = Callable[[Sequence[Result]], Awaitable[int]]
+M = TypeVar("M")
 
 
 @dataclass(frozen=True)
-class Stored:
+class Stored(Generic[M]):
     """Messages whose results are in the table now; so many of them were not there before."""
 
-    messages: Sequence[Parsed]
+    messages: Sequence[tuple[M, Result]]
     new: int
 
 
 @dataclass(frozen=True)
-class Refused:
+class Refused(Generic[M]):
     """A message that can never be stored, and why."""
 
-    message: Msg
+    message: M
     reason: str
 
 
-async def store_each(messages: Sequence[Msg], insert: Insert) -> AsyncIterator[Stored | Refused]:
+async def store_each(messages: Sequence[Msg], insert: Insert) -> AsyncIterator[Stored[Msg] | Refused[Msg]]:
     """Store the results in messages and yield what became of them, each message once; what is stored comes first.
 
     Raises: what `insert` raises, but for store.REFUSED: that is an outcome.
     """
-    parsed: list[Parsed] = []
-    refused: list[Refused] = []
+    parsed: list[tuple[Msg, Result]] = []
+    refused: list[Refused[Msg]] = []
     for message in messages:
         try:
             parsed.append((message, parse(message.subject, message.data, message.metadata.timestamp)))
         except ValueError as error:
             refused.append(Refused(message, _reason(error)))
     if parsed:
-        async for outcome in _store(parsed, insert):
+        async for outcome in store_all(parsed, insert):
             yield outcome
     for each in refused:
         yield each
 
 
-async def _store(parsed: Sequence[Parsed], insert: Insert) -> AsyncIterator[Stored | Refused]:
-    """Store what can be stored: where a batch is refused, its halves are tried, down to the one that is at fault."""
+async def store_all(parsed: Sequence[tuple[M, Result]], insert: Insert) -> AsyncIterator[Stored[M] | Refused[M]]:
+    """Store the results of messages: where a batch is refused, its halves are tried, down to the one that is at fault."""
     try:
         new = await insert([result for _, result in parsed])
     except store.REFUSED as error:
@@ -68,7 +69,7 @@ async def _store(parsed: Sequence[Parsed], insert: Insert) -> AsyncIterator[Stor
             return
         middle = len(parsed) // 2
         for half in (parsed[:middle], parsed[middle:]):
-            async for outcome in _store(half, insert):
+            async for outcome in store_all(half, insert):
                 yield outcome
         return
     yield Stored(parsed, new)

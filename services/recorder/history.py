@@ -7,6 +7,7 @@ been acknowledged before, and two recorders would be handed the revisions of one
 
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -16,7 +17,7 @@ from nats.js.errors import NotFoundError
 from pydantic import ValidationError
 
 from services.recorder import store
-from services.recorder.batch import NEWEST, parse
+from services.recorder.batch import NEWEST, Stored, parse, store_all
 from shared import subjects
 from shared.buckets import is_removal
 from shared.database import Connection
@@ -77,10 +78,9 @@ async def read_results(connection: Connection, js: JetStreamContext, last: Recor
         messages = [message async for message in _messages(js, subjects.RESULTS, subjects.ALL_RESULTS, sequence, until)]
         if not messages:
             break
-        async with connection.transaction():
-            found += await store.insert(connection, [result for message in messages if (result := _result(message))])
-            sequence = messages[-1].seq or sequence
-            await _keep(connection, "results", place, sequence)
+        found += await _stored_again(connection, messages)
+        sequence = messages[-1].seq or sequence
+        await _keep(connection, "results", place, sequence)
     if found:
         log.warning("results that had been acknowledged were not in the database: they are again", extra={"results": found})
     if until > sequence or place.is_new:
@@ -161,12 +161,16 @@ async def _messages(js: JetStreamContext, stream: str, pattern: str, after: int,
         yield message
 
 
-def _result(message: RawStreamMsg) -> Result | None:
-    """Return the result in a message; None where it could not be stored before either, and was put aside."""
-    try:
-        return parse(str(message.subject), message.data or b"", message.time or datetime.now(UTC))
-    except ValueError:
-        return None
+async def _stored_again(connection: Connection, messages: list[RawStreamMsg]) -> int:
+    """Store the results in messages, and return how many were not there; what cannot be stored was put aside the first time."""
+    parsed: list[tuple[RawStreamMsg, Result]] = []
+    for message in messages:
+        with suppress(ValueError):
+            parsed.append((message, parse(str(message.subject), message.data or b"", message.time or datetime.now(UTC))))
+    if not parsed:
+        return 0
+    outcomes = store_all(parsed, lambda results: store.insert(connection, results))
+    return sum([outcome.new async for outcome in outcomes if isinstance(outcome, Stored)])
 
 
 def _version(message: RawStreamMsg) -> tuple[str, int, datetime, str | None]:

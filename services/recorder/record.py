@@ -74,7 +74,7 @@ class Recorder:
     async def record(self, js: JetStreamContext, messages: list[Msg]) -> None:
         """Store the results in these messages and acknowledge them; those that can never be stored are put aside, alone."""
         self._metrics.redeliveries.inc(sum(message.metadata.num_delivered > 1 for message in messages))
-        refused: list[Refused] = []
+        refused: list[Refused[Msg]] = []
         async for outcome in store_each(messages, lambda results: self._until_postgres_is_there(lambda: self._insert(results))):
             if isinstance(outcome, Stored):
                 await self._acknowledge(outcome)
@@ -84,7 +84,7 @@ class Recorder:
         for start in range(0, len(refused), BURIED_AT_ONCE):
             await asyncio.gather(*(self._bury(js, each) for each in refused[start : start + BURIED_AT_ONCE]))
 
-    async def _acknowledge(self, stored: Stored) -> None:
+    async def _acknowledge(self, stored: Stored[Msg]) -> None:
         number, new = len(stored.messages), stored.new
         self._metrics.batch.observe(number)
         self._metrics.results.labels("stored").inc(new)
@@ -128,6 +128,6 @@ class Recorder:
             self._metrics.waiting.set(0)
             return done
 
-    async def _bury(self, js: JetStreamContext, refused: Refused) -> None:
+    async def _bury(self, js: JetStreamContext, refused: Refused[Msg]) -> None:
         self._metrics.results.labels("dead").inc()
         await bury(js, refused.message, refused.reason)
